@@ -57,7 +57,7 @@ def command() -> None:
 @STATE
 def demo(srpm: Path | None, keep: bool, state: Path | None) -> None:
     """Build real packages from end to end, and have a real dnf find them."""
-    farm = Farm(state or _make_state_folder("demo"), targets=(TARGET,))
+    farm = Farm(state or _make_state_folder("demo"), targets=(TARGET,), pages=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
         if not keep and state is None:
@@ -72,7 +72,7 @@ def demo(srpm: Path | None, keep: bool, state: Path | None) -> None:
 @STATE
 def keep_up(builders: int, workers: int, state: Path | None) -> None:
     """Keep a farm up in the foreground, until Ctrl-C."""
-    farm = Farm(state or _make_state_folder("up"), builders=builders, workers=workers, targets=(TARGET,))
+    farm = Farm(state or _make_state_folder("up"), builders=builders, workers=workers, targets=(TARGET,), pages=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
         stack.callback(farm.stop)
@@ -96,6 +96,7 @@ In another terminal:
   reimzul queues
   reimzul doctor --role all --canary
 
+in a browser     {farm.plan.pages_url}
 repository       {farm.repository(f"{TARGET}.{farm.arch}")}
 store            {layout.store.root}
 to be signed     {layout.store.tosign}

@@ -23,7 +23,8 @@ from reimzul.admin.setup.roles import read_template
 def render_services(plan: Plan, keys: Keys) -> dict[str, str]:
     """The configurations of nginx, rsyncd and mosquitto, by their names in the conf folder."""
     return {
-        "nginx.conf": _render_nginx(plan),
+        "nginx.conf": _render_nginx("nginx", _render_store_servers(plan)),
+        **({"nginx-pages.conf": _render_nginx("nginx-pages", _render_pages_server(plan))} if plan.has_pages else {}),
         "rsyncd.conf": _render_rsyncd(plan),
         "mosquitto.conf": _render_mosquitto(plan, keys),
         "mosquitto.acl": read_template("mosquitto-reimzul.acl"),
@@ -45,8 +46,8 @@ def _if_root(line: str) -> str:
     return line if os.geteuid() == 0 else ""
 
 
-def _render_nginx(plan: Plan) -> str:
-    """One nginx for the two http servers of a farm, the controller's and bstore's."""
+def _render_store_servers(plan: Plan) -> str:
+    """The two http servers that all hosts use, the controller's and bstore's: one nginx runs both."""
     servers = ""
     for host, service, folder in (
         (CONTROLLER, "incoming", plan.layout.incoming),
@@ -55,18 +56,31 @@ def _render_nginx(plan: Plan) -> str:
         changes = {"127.0.0.1:80;": f"{ADDRESS}:{plan.plain(service)};", f"/srv/reimzul/{folder.name}/": f"{folder}/"}
         # a path may have a space
         servers += re.sub(r"(alias |disable_symlinks on )(.*?);", r'\1"\2";', _adapt(f"nginx-{host}.conf", changes))
+    return servers
+
+
+def _render_pages_server(plan: Plan) -> str:
+    changes = {
+        "listen 80;": f"listen {ADDRESS}:{plan.plain('pages')};",
+        "root /srv/reimzul/pages;": f'root "{plan.layout.pages}";',
+        "http://127.0.0.1:11081/bstore/": plan.store_url(CONTROLLER),
+    }
+    return _adapt("nginx-pages.conf", changes)
+
+
+def _render_nginx(name: str, servers: str) -> str:
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = " ".join(f"{kind}_temp_path tmp/nginx-{kind};" for kind in kinds)
+    temporary = " ".join(f"{kind}_temp_path tmp/{name}-{kind};" for kind in kinds)
     return f"""\
 daemon off;
 {_if_root("user root root;")}
 worker_processes 1;
-pid tmp/nginx.pid;
+pid tmp/{name}.pid;
 error_log stderr;
 events {{ worker_connections 1024; }}
 http {{
 {temporary}
-access_log log/nginx-access.log;
+access_log log/{name}-access.log;
 sendfile on;
 tcp_nopush on;
 types {{ application/x-rpm rpm; }}
@@ -191,4 +205,5 @@ def _controller(plan: Plan, keys: Keys) -> dict[str, dict[str, object]]:
             "tls_key": keys.key(NOTIFIER),
             "topic": TOPIC,
         },
+        "pages": {"folder": layout.pages, **({"url": plan.pages_url} if plan.has_pages else {})},
     }

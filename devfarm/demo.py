@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attr
 import click
@@ -19,6 +20,7 @@ from devfarm.farm import Farm
 from devfarm.plan import Layout
 from devfarm.processes import find_program, own_program
 from reimzul.core.errors import ReimzulError
+from reimzul.core.http_client import HttpSession, NotFound
 from reimzul.core.process import output_of, spawn, wait_until_exit
 from reimzul.core.validators import is_source_rpm
 
@@ -28,6 +30,10 @@ _BUILDS_SECONDS = 3600
 #: Seconds that staging for the signer may take once a build is published.
 _STAGING_SECONDS = 30
 _DNF_SECONDS = 120
+#: Seconds until all pages show what was built, and seconds that the web server has to answer.
+_PAGES_SECONDS, _PAGE_SECONDS = 30, 5
+#: A log may be larger than a page.
+_MAX_PAGE_BYTES = 50_000_000
 _POLL_SECONDS = 0.1
 _LAST_LINES = 25
 _STARTED = time.monotonic()
@@ -56,6 +62,7 @@ class Demo:
         """Run all of it. Raises `ReimzulError` where a step fails."""
         print_title(f"A farm of {len(self.farm.hosts)} hosts on this machine, in {self.farm.layout.state}")
         self.farm.bring_up(print_line)
+        print_line(f"in a browser, until this ends: {self.farm.plan.pages_url}")
         print_title("Source rpms")
         packages = [srpm] if srpm else demo_srpms(self.cache, print_line)
         build_ids = [self.submit(package) for package in packages]
@@ -68,6 +75,7 @@ class Demo:
                 self.show_failure(leg)
             raise ReimzulError(", ".join(f"{leg_name(leg)}: {leg['state']}" for leg in failed))
         self.check_repository(legs)
+        self.check_pages(legs)
         self.print_places(legs, self.wait_for_staging(legs))
 
     def reimzul_command(self, command: str, *arguments: str) -> list[str]:
@@ -113,6 +121,19 @@ class Demo:
         check_digests(packages)
         print_line(f"dnf downloaded {len(packages)} packages; rpm finds all their digests right")
 
+    def check_pages(self, legs: list[dict[str, Any]]) -> None:
+        """Open the page of each build, and a log through it, as a browser does. Raises `ReimzulError`."""
+        print_title("The pages")
+        deadline, places = time.monotonic() + _PAGES_SECONDS, {leg["page"]: leg["place"] for leg in legs}
+        with HttpSession(_PAGE_SECONDS) as session:
+            for page, place in places.items():
+                while not _is_shown_as_published(session, page):
+                    if time.monotonic() > deadline:
+                        raise ReimzulError(f"{page} does not show the build as published")
+                    time.sleep(_POLL_SECONDS)
+                session.get(f"{self.farm.plan.pages_url}bstore/{quote(place)}/build.log", _MAX_PAGE_BYTES)
+                print_line(page)
+
     def wait_for_staging(self, legs: list[dict[str, Any]]) -> list[Path]:
         """Wait for the folders for the signer. Raises `ReimzulError`."""
         deadline, tosign = time.monotonic() + _STAGING_SECONDS, self.farm.layout.store.tosign
@@ -132,7 +153,18 @@ class Demo:
         for folder in staged:
             print_block(f"to be signed: {folder}")
         print_block(f"downloaded by dnf: {layout.state / 'downloaded'}")
+        print_block(f"the pages, without logs: {layout.pages / 'index.html'}")
         print_block(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
+
+
+def _is_shown_as_published(session: HttpSession, page: str) -> bool:
+    """Whether a page and the JSON beside it are there, and all of its build is published. Raises `HttpUnavailable`."""
+    try:
+        session.get(page, _MAX_PAGE_BYTES)
+        shown = json.loads(session.get(f"{page.removesuffix('html')}json", _MAX_PAGE_BYTES))
+    except NotFound:
+        return False
+    return all(leg["state"] == "published" for leg in shown["arches"])
 
 
 def leg_name(leg: dict[str, Any]) -> str:

@@ -74,6 +74,7 @@ class Farm(Supervisor):
         workers: int = 1,
         repogens: int = 1,
         own_daemons: bool = True,
+        pages: bool = False,
         sync_ms: int = 0,
         mock: str = "",
         targets: Sequence[str] = ("demo.1",),
@@ -83,12 +84,14 @@ class Farm(Supervisor):
     ) -> None:
         """`workers`: on each builder; `sync_ms`: beanstalkd's -f; `settings`: more for reimzul.ini, by host.
 
-        `own_daemons=False` leaves out our own programs. `prefixes` stand before a host's command lines, and
-        `addresses` are those at which hosts reach the others, where that is not loopback.
+        `own_daemons=False` leaves out our own programs; with `pages` the farm is shown in a browser. `prefixes` stand
+        before a host's command lines, and `addresses` are those at which hosts reach the others, where that is not
+        loopback.
         """
         super().__init__(Layout(check_state(state)))
         self.hosts = plan_hosts(builders, prefixes or {}, addresses or {})
         self.workers, self.repogens, self.own_daemons = workers, repogens, own_daemons
+        self.has_pages = pages and own_daemons
         self.sync_ms, self.targets = sync_ms, targets
         self.mock = mock or shutil.which("mock") or str(mockstub.PROGRAM)
         self.settings = settings or {}
@@ -156,7 +159,7 @@ class Farm(Supervisor):
             self._mockstub_roots = self._stack.enter_context(_make_roots(layout.state))
         ports = claim_ports()
         self._stack.callback(ports.close)
-        self.plan = Plan(layout, self.hosts, ports)
+        self.plan = Plan(layout, self.hosts, ports, self.has_pages)
         layout.make_folders()
         self.keys.make([host.name for host in self.hosts], "mosquitto", (NOTIFIER, LISTENER))
         self._write_configurations()
@@ -198,6 +201,9 @@ class Farm(Supervisor):
         yield label, lambda: [] if all(_answers(*end) for end in ends) else services
         if own:
             yield _join_names(own), lambda: [] if self._has_watchers() else own
+        pages = [part for part in own if part.name == "pages"]
+        if pages:
+            yield "the first pages", lambda: [] if (self.layout.pages / "index.html").exists() else pages
 
     def _has_watchers(self) -> bool:
         """Whether all daemons wait for jobs."""

@@ -81,6 +81,7 @@ class Layout:
         self.store = StorePaths(state / "bstore")
         self.notifier = state / "notifier"
         self.history = self.notifier / "history.sqlite"
+        self.pages = state / "pages"
         self.mock_configs = state / "mock_configs"  #: a git repository from which the builders' checkouts are pulled
 
     def checkout(self, host: str) -> Path:
@@ -156,6 +157,7 @@ class Plan:
     layout: Layout
     hosts: list[Host]
     ports: Ports
+    has_pages: bool = False  #: whether the controller shows the farm in a browser
 
     def local(self, host: str, service: str) -> int:
         """The port at which a host reaches a service: its stunnel's."""
@@ -175,6 +177,10 @@ class Plan:
     def store_url(self, host: str) -> str:
         """The store as a host reaches it; http://repohost stands for it."""
         return f"http://{ADDRESS}:{self.local(host, 'store')}/bstore/"
+
+    @property
+    def pages_url(self) -> str:
+        return f"http://{ADDRESS}:{self.plain('pages')}/"
 
     def upload_url(self, host: str) -> str:
         return f"rsync://{ADDRESS}:{self.local(host, 'rsyncd')}/reimzul-bstore/"

@@ -83,6 +83,8 @@ def plan_services(plan: Plan, sync_ms: int) -> list[Part]:
         part("rsyncd", bstore, [plan.plain("rsyncd")], "rsync", "--daemon", "--no-detach", "--config=conf/rsyncd.conf"),
         part("mosquitto", controller, [plan.plain("mqtt")], "mosquitto", "-c", "conf/mosquitto.conf"),
     ]
+    if plan.has_pages:
+        parts.append(part("nginx-pages", controller, [plan.plain("pages")], *nginx[:-1], "conf/nginx-pages.conf"))
     for host in plan.hosts:
         ports = [*map(plan.tls, host.offers), *(plan.local(host.name, name) for name in host.uses)]
         parts.append(part(f"stunnel-{host.name}", host, ports, "stunnel", f"conf/stunnel-{host.name}.conf"))
@@ -99,6 +101,7 @@ def plan_daemons(plan: Plan, workers: int, repogens: int) -> list[Part]:
         part("notifier", controller, "notifier"),
         *(part(f"repogen-{number}", bstore, "repogen") for number in range(1, repogens + 1)),
         part("tosign", bstore, "tosign"),
+        *([part("pages", controller, "pages")] if plan.has_pages else []),
         *(part(f"worker-{host.name}-{n}", host, "worker") for host in builders for n in range(1, workers + 1)),
     ]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.message import BuildEvent, Refusal
 
 #: The time of the first build of all tests.
@@ -41,3 +42,14 @@ def refusal(number: int = 1, **more: Any) -> Refusal:
     """A message that was refused."""
     given: dict[str, Any] = {"tube": "x86_64", "job": number, "reason": "not JSON", "begins": "{]", "at": BEGINNING}
     return Refusal(**{**given, **more})
+
+
+def batch_event(**more: Any) -> BatchEvent:
+    """What people are notified of about a batch."""
+    given: dict[str, Any] = {
+        "batch": "5f0c12ab", "status": "Resting", "key": build_id(99), "target": "c9s", "submitter": "johnny",
+        "arches": ("x86_64", "aarch64"), "counts": {"published": 37, "failed": 1, "held": 2}, "at": BEGINNING,
+        "text": "Batch 5f0c12ab for c9s rests: 2 members behind 1 failed",
+        "lines": ("1 x %build failed: a.c:1: error: no (gcc.x86_64); 2 members behind it",),
+    }  # fmt: skip
+    return BatchEvent(**{**given, **more})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuildEvent
 from reimzul.notifier.sinks.mail import MailWriter
 from reimzul.worker.error_extractor import find_first_error
@@ -54,7 +55,7 @@ def _narrow(log: str) -> str:
 
 def main() -> None:
     """Write them."""
-    writer = MailWriter(sender="buildsys@example.org", public_url="http://bstore.example.org/")
+    writer = MailWriter(sender="buildsys@example.org", roots=LinkRoots(store="http://bstore.example.org/"))
     mail = writer.format_mail(failing_event(), ["me@example.org"])
     EXAMPLE_FILE.parent.mkdir(exist_ok=True)
     EXAMPLE_FILE.write_text(mail.decode().replace("\r\n", "\n"), encoding="utf-8")

@@ -38,7 +38,7 @@ from reimzul.core.message import (
     event_for,
 )
 from reimzul.history import open_history
-from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event, refusal
+from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, batch_event, build_id, event, refusal
 
 FOLDER = Path(__file__).with_name("samples") / "golden"
 _ANY_JOB = 17
@@ -79,6 +79,7 @@ def _messages() -> Iterator[Message]:
     )
     yield refusal()
     yield BuilderEvent(status="Quarantined", builder="b1.example.org", reason="6 faults", at=BEGINNING)
+    yield batch_event()
     current: dict[str, Any] = {
         "build_id": build_id(1),
         "srpm": request.srpm,

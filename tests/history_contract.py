@@ -412,3 +412,41 @@ class HistoryContract:
         assert history.override("time-1.7-45.el7.src.rpm", "c7.1708.u.x86_64", "x86_64", "why") is None
         assert history.override("tar-1-1.src.rpm", "c7.1708.u.x86_64", "x86_64", "why") is None
         assert only(history)["status"] == "Building"
+
+    def test_every_write_is_found_by_the_number_of_the_last_one_seen(self, history: History) -> None:
+        start = history.last_change()
+        history.record([event("Queued", 1), event("Queued", 2)])
+        (first, _), (second, _) = seen = history.find_changed(start, 10)
+        assert start < first < second == history.last_change()
+        assert {record.build_id for _, record in seen} == {build_id(1), build_id(2)}
+        history.record([event("Building", 1)])
+        ((third, record),) = history.find_changed(second, 10)
+        assert (record.build_id, record.status) == (build_id(1), "Building")
+        assert history.find_changed(third, 10) == []
+        assert [number for number, _ in history.find_changed(start, 1)] == [second], (
+            "each build is found once, as it is"
+        )
+
+    def test_a_write_that_changes_nothing_has_no_number(self, history: History) -> None:
+        history.record([event("Failed")])
+        last = history.last_change()
+        history.record([event("Failed"), event("Building")])
+        assert history.find_changed(last, 10) == []
+
+    def test_an_override_and_a_lost_mark_of_the_latest_build_are_changes(self, history: History) -> None:
+        history.record([event("Failed", 1)])
+        last = history.last_change()
+        history.record([event("Failed", 2)])
+        changed = {record.build_id: record.latest_build for _, record in history.find_changed(last, 10)}
+        assert changed == {build_id(1): False, build_id(2): True}
+        last = history.last_change()
+        history.override("time-1.7-45.el7.src.rpm", "c7.1708.u.x86_64", "x86_64", "known")
+        ((_, record),) = history.find_changed(last, 10)
+        assert (record.build_id, record.status) == (build_id(2), "Override")
+
+    def test_the_number_of_a_write_is_no_part_of_the_record(self, history: History) -> None:
+        history.record([event("Failed")])
+        ((_, record),) = history.find_changed(0, 10)
+        assert record == history.find_builds(BuildFilter(), 1)[0]
+        assert record.source is None
+        assert "changed" not in record.to_output()

@@ -18,7 +18,7 @@ from reimzul.submit.cli import command as submit_command
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 #: The schemas of MQTT's topics, and the one with what the commands' schemas have in common.
-TOPICS, SHARED = ("events", "results"), "shared"
+TOPICS, SHARED = ("batches", "events", "results"), "shared"
 #: Options by which a command prints something else than without.
 _VARIANTS = {
     "--incoming": ("prune", "incoming"),
@@ -78,7 +78,8 @@ def find_schema(words: Sequence[str]) -> str:
 
 def find_schema_of_line(typed: Sequence[str]) -> str:
     """The name of the schema of what a command line prints."""
-    return find_schema(next((_VARIANTS[option] for option in _VARIANTS if option in typed), tuple(typed[:2])))
+    variants = (words for option, words in _VARIANTS.items() if option in typed and words[0] == typed[0])
+    return find_schema(next(variants, tuple(typed[:2])))
 
 
 def list_schemas() -> list[str]:
@@ -105,7 +106,7 @@ def check_line(words: Sequence[object], text: str) -> None:
         assert name, typed
         for each in split_values(text):
             check_output(name, each)
-            name = "watch"
+            name = name if name == "batch-watch" else "watch"
 
 
 def split_values(text: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ UNITS = (
     "beanstalkd.service", "nginx.service", "rsync.service", "stunnel@.service", "mosquitto.service",
     "reimzul-batch.service",
     "reimzul-notifier.service", "reimzul-repogen-worker@.service", "reimzul-signer.service", "reimzul-worker@.service",
+    "reimzul-pages.service",
 )  # fmt: skip
 
 #: Debian's own, without some of its comments.

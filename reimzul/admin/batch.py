@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from reimzul.admin import batch_orders, batch_show, batch_watch
+from reimzul.admin import batch_orders, batch_replace, batch_settle, batch_show, batch_watch
 from reimzul.admin.output import NearestGroup
 from reimzul.core.cli import EXIT_CODES
 
@@ -39,7 +39,9 @@ _COMMANDS = (
     batch_orders.cancel,
     batch_orders.release,
     batch_orders.skip,
+    batch_replace.replace,
     batch_orders.retry,
+    batch_settle.settle,
 )
 for each in _COMMANDS:
     command.add_command(each)

@@ -129,8 +129,8 @@ def describe_membership(state: BatchState | None, build: BuildRecord, now: float
     if progress.state == MemberState.HELD:
         wait = describe_wait(state, progress.key, now)
         yield f"It {wait}." if wait else f"It is held: {_describe_held(state, progress)}."
-    elif progress.state == MemberState.WAITING:
-        yield f"It is held: {describe_missing(progress)}."
+    if progress.state in (MemberState.HELD, MemberState.WAITING):
+        yield f"To have it built all the same: reimzul batch release {build.batch} {progress.member.name} --anyway"
     blocked = count_blocked(state, progress)
     if blocked:
         yield f"{pluralize(blocked, 'member')} behind it: reimzul batch show {build.batch} --tree"

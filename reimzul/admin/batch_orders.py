@@ -31,7 +31,7 @@ from reimzul.plan.state import BatchState, MemberProgress, MemberState
 _MAX_ORDER_MEMBERS, _MAX_ORDER_BYTES = 2_000, 50_000
 #: Seconds that reimzul-batch has to obey, and seconds between two looks at the journal.
 OBEY_TIMEOUT_SECONDS, _POLL_SECONDS = 10.0, 0.05
-_JSON = "an object: the order, its members, whether it was obeyed"
+JSON = "an object: the order, its members, whether it was obeyed"
 _NOT_OBEYED = (
     "queued, but reimzul-batch has not obeyed it within {:g} s; it will when it runs: "
     "systemctl status reimzul-batch"
@@ -92,10 +92,14 @@ def _wait_until_obeyed(files: BatchFiles, ids: Iterable[str]) -> bool:
     return True
 
 
+def describe_not_obeyed() -> str:
+    return _NOT_OBEYED.format(OBEY_TIMEOUT_SECONDS)
+
+
 def report_order(command: click.Command, result: OrderResult, message: str, as_json: bool) -> int:
     """Print what an order changed, or that nobody obeyed it; returns the exit code."""
     if not result.is_obeyed:
-        message = _NOT_OBEYED.format(OBEY_TIMEOUT_SECONDS)
+        message = describe_not_obeyed()
     text = f"batch {result.batch}: {message}"
     if as_json or result.is_obeyed:
         print_result(attr.evolve(result, message=message).to_dict(), [text], as_json)
@@ -122,7 +126,7 @@ def refuse_ended(state: BatchState) -> None:
 @click.command("pause", epilog=EXIT_CODES)
 @batch_lookup.batch_argument()
 @_why_option
-@json_option(_JSON)
+@json_option(JSON)
 @pass_settings
 def pause(settings: Settings, batch: str | None, why: str, as_json: bool) -> int:
     """Start no more builds of a batch; those that run go on, and builds that no builder has taken are held again.
@@ -143,7 +147,7 @@ def pause(settings: Settings, batch: str | None, why: str, as_json: bool) -> int
 
 @click.command("resume", epilog=EXIT_CODES)
 @batch_lookup.batch_argument()
-@json_option(_JSON)
+@json_option(JSON)
 @pass_settings
 def resume(settings: Settings, batch: str | None, as_json: bool) -> int:
     """Go on with a batch that is paused.
@@ -164,7 +168,7 @@ def resume(settings: Settings, batch: str | None, as_json: bool) -> int:
 @batch_lookup.batch_argument(required=True)
 @_why_option
 @yes_option
-@json_option(_JSON)
+@json_option(JSON)
 @pass_settings
 def cancel(settings: Settings, batch: str, why: str, yes: bool, as_json: bool) -> int:
     """End a batch: what waits is cancelled at once, what runs within seconds. What is published stays.
@@ -191,7 +195,7 @@ def cancel(settings: Settings, batch: str, why: str, yes: bool, as_json: bool) -
 @batch_lookup.names_argument()
 @_arch_option
 @click.option("--anyway", is_flag=True, help="Also members that wait for others, or for what nobody provides.")
-@json_option(_JSON)
+@json_option(JSON)
 @pass_settings
 def release(
     settings: Settings, batch: str, names: tuple[str, ...], arch: str | None, anyway: bool, as_json: bool
@@ -237,7 +241,7 @@ def _check_members(
 @batch_lookup.batch_argument(required=True)
 @batch_lookup.names_argument()
 @_arch_option
-@json_option(_JSON)
+@json_option(JSON)
 @pass_settings
 def skip(settings: Settings, batch: str, names: tuple[str, ...], arch: str | None, as_json: bool) -> int:
     """Leave members out, as if the plan did not have them; who waits for them waits no more.
@@ -263,7 +267,7 @@ def skip(settings: Settings, batch: str, names: tuple[str, ...], arch: str | Non
 @batch_lookup.names_argument(required=False)
 @click.option("--failed", is_flag=True, help="All members that failed, were rejected or cancelled.")
 @_arch_option
-@json_option(_JSON)
+@json_option(JSON)
 @pass_settings
 def retry(settings: Settings, batch: str, names: tuple[str, ...], failed: bool, arch: str | None, as_json: bool) -> int:
     """Build members again that failed, were rejected, cancelled or skipped; who waits for them goes on waiting.

@@ -82,7 +82,7 @@ def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: b
 
 
 def _summary_row(summary: BatchSummary) -> list[str]:
-    numbers = (summary.total, summary.good, summary.failed)
+    numbers = (summary.total, summary.good, summary.failed_count)
     about = (format_time(summary.created), summary.submitter)
     return [summary.batch, summary.phase, summary.target, *map(str, numbers), *about]
 

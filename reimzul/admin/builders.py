@@ -24,7 +24,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time
-from reimzul.core.links import PublicUrl, relink
+from reimzul.core.links import NO_LINKS, LinkRoots, LinkSource, relink
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.history.workers import VANISHED, WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
@@ -80,14 +80,14 @@ def list_builders(
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
     shared, now = shared_names(processes.connected), time.time()
-    public_url = PublicUrl(settings.bstore).get() if as_json else ""  # the table has no links
+    roots = LinkSource(settings).get() if as_json else NO_LINKS  # the table has no links
     views = [
         _WorkerView(
             seen=each,
             now=now,
             counts=attempts.get(each.heartbeat.host, AttemptCounts()),
             flag=flags.get(each.heartbeat.host),
-            public_url=public_url,
+            roots=roots,
             name_shared=shared.get(each.heartbeat.host, ""),
             vanished=each in processes.vanished,
         )
@@ -115,7 +115,7 @@ class _WorkerView:
     now: float
     counts: AttemptCounts  #: of its host
     flag: Optional[control.ControlFlag]
-    public_url: str  #: what links for people begin with
+    roots: LinkRoots  #: what links for people begin with
     name_shared: str  #: what is wrong with the name of its host
     vanished: bool  #: its connection has ended without its notice
 
@@ -162,7 +162,7 @@ class _WorkerView:
             "drain": flag and {"by": flag.by, "at": flag.at, "reason": flag.why, "quarantined": flag.is_quarantine},
             "attempts": counts.attempts,
             "faults": counts.faults,
-            "last": {**relink(counts.last, self.public_url).to_output(), **extra} if counts.last else None,
+            "last": {**relink(counts.last, self.roots).to_output(), **extra} if counts.last else None,
         }
 
 

@@ -324,7 +324,7 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
 
 def _files_label(leg: BuildRecord) -> str:
     """What the last line of a leg has: a link, a path, or a command that prints a log."""
-    return "URL" if leg.url else "log" if leg.logs_folder.startswith("attempts/") else "folder"
+    return "page" if leg.page else "URL" if leg.url else "log" if leg.logs_folder.startswith("attempts/") else "folder"
 
 
 def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:

@@ -130,11 +130,10 @@ def _describe_hold(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     since = _ago(facts, ", held", leg.put_at) if leg.held else ""
     yield f"No worker gets job {leg.job} of tube {facts.tube.name} before it is released{since}."
-    if leg.waits_for:
+    if leg.waits_for and facts.batch is None:  # else `describe_membership` says so
         yield f"It waits for {leg.waits_for}."
-    if leg.batch:
-        yield f"It is a member of batch {leg.batch}."
-    yield f"To have it built all the same: reimzul kick --held {leg.job}"
+    if facts.batch is None:
+        yield f"To have it built all the same: reimzul kick --held {leg.job}"
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
@@ -419,6 +418,7 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
         yield f"The first error: {leg.error_line or first_line}"
-    if where := log_command(leg.build_id, leg.arch) if leg.scratch and leg.logs_folder else describe_files(leg):
+    has_no_link = leg.scratch and leg.logs_folder and not leg.page
+    if where := log_command(leg.build_id, leg.arch) if has_no_link else describe_files(leg):
         yield f"Its logs: {where}"
     yield f"To build it again: reimzul retry {leg.build_id[:8]} --failed"

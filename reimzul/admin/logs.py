@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Optional
 
-import attr
 import click
 
 from reimzul.admin import lookup
@@ -23,12 +22,11 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
-from reimzul.core.links import find_folder
 from reimzul.core.retry import LogThrottle
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord, HistoryUnavailable
-from reimzul.history.build_record import RecordedAttempt
+from reimzul.history.attempt_logs import LogSource, list_attempts
 
 #: How much of a log is read at a time. A gzipped one may be a thousand times as long as its file.
 _PIECE_BYTES, _GZIP_PIECE_BYTES = 1 << 20, 1 << 16
@@ -93,25 +91,6 @@ class LogOutput:
 
 class NoLog(ReimzulError):
     """The requested log does not exist."""
-
-
-@attr.frozen(kw_only=True)
-class LogSource:
-    number: int
-    attempt: RecordedAttempt
-    is_last: bool  #: of those known
-    kept: Sequence[str]  #: URLs of folders where its logs may be complete, the likeliest first
-    live: str  #: URL of the folder where they grow
-    error_log: str = ""  #: the log with the cause of its failure, where that is known
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more is written. A worker that was stopped does not announce its attempt's end."""
-        return self.attempt.is_over or not self.is_last
-
-    @property
-    def label(self) -> str:
-        return f"attempt {self.number} on {self.attempt.builder_fqdn or '-'}"
 
 
 class LogFollower:
@@ -265,26 +244,6 @@ class _GzipLog:
         skip = min(self._skip, len(plain))
         self._skip -= skip
         return plain[skip:]
-
-
-def list_attempts(leg: BuildRecord, urls: StoreUrls) -> list[LogSource]:
-    found = []
-    for number, each in enumerate(leg.attempts, 1):
-        key, decides = (leg.build_id, leg.arch, each.attempt), leg.attempt == each.attempt
-        folder = each.logs_folder or find_folder(each.url)  # of another leg of the attempt, if this one has no logs
-        kept = [urls.place(leg.place) if leg.place and decides else "", urls.attempt(*key)]
-        kept += [urls.place(folder)] if folder else []
-        error_log = each.error_log or (leg.error_log if decides else "")
-        source = LogSource(
-            number=number,
-            attempt=each,
-            is_last=number == len(leg.attempts),
-            kept=list(dict.fromkeys(filter(None, kept))),
-            live=urls.live(*key),
-            error_log=error_log if error_log in ("build.log", "root.log", "state.log") else "",
-        )
-        found.append(source)
-    return found
 
 
 def select_attempt(known: Sequence[LogSource], wanted: str | None) -> LogSource | None:

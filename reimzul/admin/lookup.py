@@ -20,7 +20,7 @@ from reimzul.core.config import load_file
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.formatting import suggest_nearest
-from reimzul.core.links import PublicUrl, relink
+from reimzul.core.links import LinkSource, relink
 from reimzul.core.message import BuildRequest
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, open_history
@@ -130,9 +130,9 @@ def read_builds(settings: Settings, given: Iterable[str]) -> list[BuildLegs]:
 
 def add_links(settings: Settings, records: Iterable[BuildRecord]) -> list[BuildRecord]:
     """Return records with the links to their files as people reach them now; what the history has may be older."""
-    public_url = PublicUrl(settings.bstore).get()
+    roots = LinkSource(settings).get()
     return [
-        attr.evolve(relink(each, public_url), attempts=tuple(relink(one, public_url) for one in each.attempts))
+        attr.evolve(relink(each, roots), attempts=tuple(relink(one, roots) for one in each.attempts))
         for each in records
     ]
 

@@ -32,7 +32,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.formatting import format_size, format_time, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
-from reimzul.core.links import PublicUrl, make_link
+from reimzul.core.links import LinkRoots, LinkSource
 from reimzul.core.listed_packages import iterate_packages
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
@@ -87,8 +87,8 @@ def command(
     with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
         known = target_lookup.read_known_targets(settings, session)
         wanted = target_lookup.match_known(known, target, arches) if target else sorted(known.names)
-        public_url = PublicUrl(settings.bstore).get()
-        views = [_read_view(settings, session, name, split_arch(name, arches)[1], known, public_url) for name in wanted]
+        roots = LinkSource(settings).get()
+        views = [_read_view(settings, session, name, split_arch(name, arches)[1], known, roots) for name in wanted]
     views = _add_last_published(settings, views, known.published)
     groups = _group_by_name(views, arches)
     if as_json:
@@ -138,13 +138,13 @@ def _read_view(
     target: str,
     arch: str,
     known: target_lookup.KnownTargets,
-    public_url: str,
+    roots: LinkRoots,
 ) -> _TargetView:
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     view = _TargetView(
         target=target,
         arch=arch,
-        repository=make_link(public_url, f"repo/{target}"),
+        repository=roots.make_link(f"repo/{target}"),
         own_url=urls.target(target),
         builders=sorted(known.builders.get(target, ())),
     )

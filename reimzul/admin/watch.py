@@ -37,7 +37,7 @@ from reimzul.core.beanstalk import CREATEREPO, Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_time, pluralize
-from reimzul.core.links import PublicUrl, describe_files, relink
+from reimzul.core.links import LinkSource, describe_files, relink
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
@@ -138,7 +138,7 @@ class BuildWatcher:
 
     def __init__(self, settings: Settings, build_ids: Sequence[str]) -> None:
         self._settings = settings
-        self._public_url = PublicUrl(settings.bstore)
+        self._links = LinkSource(settings)
         self._arches = read_arches(settings.farm.arches)
         self._build_ids = list(build_ids)
         self._usual: dict[tuple[str, str], DurationStats | None] = {}
@@ -203,7 +203,7 @@ class BuildWatcher:
         position, usual = self._positions.get(leg.build_id), self._usual_duration(history, leg)
         current = {build.build_id: build for each in known if (build := each.heartbeat.build)}
         obstacle = find_obstacle(leg, self._unwatched, known)
-        return make_row(relink(leg, self._public_url.get()), now, position, current.get(leg.build_id), usual, obstacle)
+        return make_row(relink(leg, self._links.get()), now, position, current.get(leg.build_id), usual, obstacle)
 
     def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
         key = (leg.pkgname, leg.arch)
@@ -299,7 +299,7 @@ class LegRow:
     def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
         if self.batch is not None:
-            return (self.batch.phase, str(self.batch.good), str(self.batch.failed))
+            return (self.batch.phase, str(self.batch.good), str(self.batch.failed_count))
         phase = self.phase if self.state == BuildState.BUILDING else ""
         return (self.state, self.leg.attempt, phase, self.obstacle, self.leg.claim_text)
 
@@ -412,7 +412,7 @@ def row_cells(row: LegRow) -> list[str]:
 def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
     leg = row.leg
     return {
-        **{name: getattr(leg, name) for name in ("srpm", "arch", "target", "url")},
+        **{name: getattr(leg, name) for name in ("srpm", "arch", "target", "url", "page")},
         **{name: getattr(row, name) for name in ("state", "message", "elapsed", "usual")},
         "build_id": leg.build_id if row.batch is None else None,
         "batch": leg.batch if row.batch is None else row.batch.batch,

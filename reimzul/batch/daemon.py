@@ -24,6 +24,7 @@ from reimzul.core.beanstalk import BATCH, Broker, ReservedJob
 from reimzul.core.daemon import RESERVE_SECONDS, Daemon, Outcome
 from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal
+from reimzul.plan.announcements import announced_entry
 from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.journal import Entry
 from reimzul.plan.state import MemberState
@@ -148,6 +149,8 @@ class BatchDaemon(Daemon[BatchMessage]):
 
     def _advance_batches(self, broker: Broker) -> bool:
         """Take one round of decisions for all batches; return whether any state changed."""
+        for batch in self.batches.open.values():
+            announce_news(broker, batch)
         active = self.batches.active()
         rooms = self.throttle.deal(broker, [each.state for each in active])
         has_changed = False
@@ -195,3 +198,11 @@ class BatchDaemon(Daemon[BatchMessage]):
 
     def _runner(self, broker: Broker, batch: OpenBatch) -> ActionRunner:
         return ActionRunner(broker, batch, self.ping_watchdog)
+
+
+def announce_news(broker: Broker, batch: OpenBatch) -> None:
+    """Announce what people are to be notified of, then note that; repeated after a kill, it has the same key."""
+    news = batch.find_news()
+    for each in news:
+        broker.announce(each)
+    batch.record([announced_entry(each, time.time()) for each in news])

@@ -19,7 +19,7 @@ import attr
 from reimzul.core.capability import Provide, is_satisfied, list_names
 from reimzul.core.errors import ReimzulError
 from reimzul.core.http_client import Document, HttpSession, HttpUnavailable, NotFound
-from reimzul.core.listed_packages import fetch_newer_repomd, iterate_provides
+from reimzul.core.listed_packages import fetch_newer_repomd, iterate_files, iterate_provides
 from reimzul.core.retry import LogThrottle
 from reimzul.core.store_paths import StoreUrls
 from reimzul.plan.state import is_conflict
@@ -103,6 +103,9 @@ def read_target(session: HttpSession, url: str, names: frozenset[str], known: Ta
         for each in iterate_provides(session, url):
             if each.name in names:
                 found[each.name].append(each)
+        if any(name.startswith("/") and name not in found for name in names):
+            # primary.xml has only the files that are mostly required
+            found.update((path, [Provide(path)]) for path in iterate_files(session, url) if path in names)
     except NotFound as error:
         if repomd.body:  # it was replaced meanwhile
             raise HttpUnavailable(str(error)) from error

@@ -21,7 +21,6 @@ from reimzul.core.beanstalk import (
     REFRESH_TUBE,
     TTR_SECONDS,
     Broker,
-    ReservedJob,
     Tube,
     cancel_tube,
     drain_tube,
@@ -131,9 +130,7 @@ def hold_job(broker: Broker, tube: Tube[BuildRequest], number: int, priority: in
 
     Raises `ReservationLost` if a worker has it, or it is gone. If we are killed before the release, the job is ready.
     """
-    claim = ReservedJob(broker, number, broker.peek(number), tube)
-    broker.re_reserve(claim)
-    return claim.release(HELD_SECONDS, priority)
+    return broker.reserve_job(number, tube).release(HELD_SECONDS, priority)
 
 
 def requeue_unless_cancelled(

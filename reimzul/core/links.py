@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where people find a build's files: links by `[bstore] public_url`, else paths on bstore and commands.
+"""Where people find a build and its files: its page and links to the store, else paths on bstore and commands.
 
-A link is made from the folder in the store when it is shown. The farm's own programs never use one: they reach the
-store by `[bstore] base_url` (core/store_paths.py), which leads to their host's stunnel.
+Pages are below `[pages] url`, where the farm has pages. Links to the store begin with `[bstore] public_url`; what that
+does not serve, and everything without it, is read through the pages' web server, below `bstore/` there.
+
+A link is made from a build's id or a folder in the store when it is shown. The farm's own programs never use one: they
+reach the store by `[bstore] base_url` (core/store_paths.py), which leads to their host's stunnel.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import time
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
+import attr
+
 from reimzul.core import validators
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import BuildEvent, Event
 from reimzul.core.setting_parsers import parse_optional_url
-from reimzul.core.settings import StoreSettings
+from reimzul.core.settings import Settings, StoreSettings
 from reimzul.core.store_paths import StoreUrls
 
 T = TypeVar("T")
@@ -45,9 +50,25 @@ _FOLDER_OF_URL = re.compile(r"/((?:repo|scratch)/[^/]+/[^/]+/[0-9]{14}/[^/]+|att
 _ATTEMPT_FOLDER = re.compile(r"attempts/([0-9a-f]{8})[0-9a-f]{24}\.([a-z0-9_]+)\.([0-9]+-[0-9a-f]{8})\Z")
 
 
-def make_link(public_url: str, folder: str) -> str:
-    """Return the URL of a folder of the store for people; empty where the public port does not serve it."""
-    return f"{public_url}{quote(folder)}/" if public_url and folder.startswith("repo/") else ""
+@attr.frozen
+class LinkRoots:
+    """What links begin with; each ends with a slash, or is empty where there are no such links."""
+
+    store: str = ""  #: the URL of the folder above repo/
+    pages: str = ""
+
+    def make_link(self, folder: str) -> str:
+        """Return the URL of a folder of the store for people; empty where they cannot reach it."""
+        root = self.store if self.store and folder.startswith("repo/") else self.pages and f"{self.pages}bstore/"
+        return f"{root}{quote(folder)}/" if root and folder else ""
+
+    def make_page_link(self, build_id: str) -> str:
+        """Return the URL of a build's page; empty without pages, and for a build of the original."""
+        return f"{self.pages}builds/{build_id[:2]}/{build_id}.html" if self.pages and build_id else ""
+
+
+#: The roots where people can reach nothing.
+NO_LINKS = LinkRoots()
 
 
 def find_folder(url: str) -> str:
@@ -68,8 +89,8 @@ def describe_folder(url: str, folder: str) -> str:
 
 
 def describe_files(linked: LinkedRecord) -> str:
-    """Say where people find the files of a relinked record."""
-    return describe_folder(linked.url, linked.logs_folder)
+    """Say where people find the files of a relinked record: on its build's page where there is one."""
+    return getattr(linked, "page", "") or describe_folder(linked.url, linked.logs_folder)
 
 
 def name_store(text: str, urls: StoreUrls) -> str:
@@ -82,25 +103,28 @@ def log_command(build_id: str, arch: str) -> str:
     return f"reimzul log {build_id[:8]} --arch {arch}"
 
 
-def relink(linked: T, public_url: str) -> T:
+def relink(linked: T, roots: LinkRoots) -> T:
     """Return an event, or a record of the history, with the folder of its files in `logs_folder`, its link in `url`.
 
-    The `url` of an event as it is announced, and of a record of version 0.1, is for the farm's own programs.
+    An event, and a record of a build, also gets the link to the build's page in `page`; an attempt has none. The `url`
+    of an event as it is announced, and of a record of version 0.1, is for the farm's own programs.
     """
     about: Any = linked
     folder = getattr(about, "place", "") or about.logs_folder or find_folder(about.url)
-    url = make_link(public_url, folder)
-    if (folder, url) == (about.logs_folder, about.url):
+    values = {"logs_folder": folder, "url": roots.make_link(folder)}
+    if hasattr(about, "page"):
+        values["page"] = roots.make_page_link(about.build_id)
+    if all(getattr(about, name) == value for name, value in values.items()):
         return linked
     changed = copy.copy(linked)  # `attr.evolve` would check all fields of an event again, which takes long
-    object.__setattr__(changed, "logs_folder", folder)
-    object.__setattr__(changed, "url", url)
+    for name, value in values.items():
+        object.__setattr__(changed, name, value)
     return changed
 
 
-def relink_event(event: Event, public_url: str) -> Event:
-    """Return an event with its link for people; one that is not about a build has none."""
-    return relink(event, public_url) if isinstance(event, BuildEvent) else event
+def relink_event(event: Event, roots: LinkRoots) -> Event:
+    """Return an event with its links for people; one that is not about a build has none."""
+    return relink(event, roots) if isinstance(event, BuildEvent) else event
 
 
 def ask_public_url(base_url: str) -> str:
@@ -134,3 +158,13 @@ class PublicUrl:
                 pause = _RETRY_SECONDS if self._was_answered else _FIRST_RETRY_SECONDS
             self._ask_at = time.monotonic() + pause
         return self._url
+
+
+class LinkSource:
+    """What links begin with now. For one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store, self._pages = PublicUrl(settings.bstore), settings.pages.url
+
+    def get(self) -> LinkRoots:
+        return LinkRoots(self._store.get(), self._pages)

@@ -33,7 +33,7 @@ _PIECE_BYTES = 1 << 20
 #: The largest listing of a folder that is read; some 200 bytes are about one entry.
 _MAX_LISTING_BYTES = 8 << 20
 _FOLDER_HREF = re.compile(rb'href="(?:\./)?([^"/?]+)/"')
-_PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"]+)"', re.DOTALL)
+_DATA_HREF = re.compile(rb'<data type="(primary|filelists)">.*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
 _END = b"</package>"
@@ -101,12 +101,15 @@ def fetch_newer_repomd(session: HttpSession, url: str, known: Document) -> Docum
     return session.get_newer(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES, known)
 
 
-def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
-    """Yield a target's primary.xml in pieces. Raises `NotFound`, and `HttpUnavailable` also for damaged repodata."""
-    primary = _PRIMARY_HREF.search(fetch_repomd(session, url))
-    if primary is None:
-        raise HttpUnavailable(f"{url}: its repomd.xml names no primary.xml")
-    href = primary[1].decode()
+def _iterate_metadata(session: HttpSession, url: str, kind: str = "primary") -> Iterator[bytes]:
+    """Yield a target's primary.xml or filelists.xml in pieces.
+
+    Raises `NotFound`, and `HttpUnavailable` also for damaged repodata.
+    """
+    named = {found[1].decode(): found[2].decode() for found in _DATA_HREF.finditer(fetch_repomd(session, url))}
+    if kind not in named:
+        raise HttpUnavailable(f"{url}: its repomd.xml names no {kind}.xml")
+    href = named[kind]
     opener = _OPENERS.get(Path(href).suffix)
     if opener is None:
         raise HttpUnavailable(f"{url}: {href} is compressed in a way that cannot be read")
@@ -144,15 +147,21 @@ def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
     """
     for whole in _iterate_whole_packages(session, url):
         for block in _PROVIDES.finditer(whole):
-            yield from _read_entries(block)
+            yield from (Provide(*entry) for entry in _read_entries(block))
         for file in _FILE.finditer(whole):
             yield Provide(_unescape(file[1]))
 
 
-def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
-    """Yield a target's primary.xml in pieces that no package extends beyond."""
+def iterate_files(session: HttpSession, url: str) -> Iterator[str]:
+    """Yield the paths of all files of a target's packages. Raises `NotFound`, `HttpUnavailable`."""
+    for whole in _iterate_whole_packages(session, url, "filelists"):
+        yield from (_unescape(file[1]) for file in _FILE.finditer(whole))
+
+
+def _iterate_whole_packages(session: HttpSession, url: str, kind: str = "primary") -> Iterator[bytes]:
+    """Yield a target's primary.xml or filelists.xml in pieces that no package extends beyond."""
     rest = b""
-    for piece in _iterate_primary(session, url):
+    for piece in _iterate_metadata(session, url, kind):
         rest += piece
         end = rest.rfind(_END) + len(_END) if _END in rest else 0
         yield rest[:end]
@@ -160,14 +169,14 @@ def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
     yield rest
 
 
-def _read_entries(block: re.Match[bytes] | None) -> Iterator[Provide]:
-    """Yield the capabilities in a list of a primary.xml."""
+def _read_entries(block: re.Match[bytes] | None) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, flags and version of each capability in a list of a primary.xml."""
     for entry in _ENTRY.findall(block[1].decode("utf-8", "replace")) if block else ():
-        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in "".join(entry) else entry
+        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in entry[0] else entry
         if version:
-            yield Provide(name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}")
+            yield name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}"
         else:
-            yield Provide(name)
+            yield name, "", ""
 
 
 def _unescape(text: bytes) -> str:
@@ -190,6 +199,7 @@ _CONTENT = re.compile(
     re.DOTALL,
 )
 _LOCATION = re.compile(rb'<location [^>]*?href="([^"]+)"')
+_BUILD_TIME = re.compile(rb'<time [^>]*?build="([0-9]+)"')
 _SOURCE_RPM = re.compile(rb"<rpm:sourcerpm>([^<]+)</rpm:sourcerpm>")
 _REQUIRES = re.compile(rb"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
 #: The name and the version-release in the file name of a source rpm.
@@ -204,12 +214,23 @@ class PackageContent:
     name: str
     arch: str  #: `src` or `nosrc` of a source rpm
     epoch: str
+    evr: str  #: version-release
+    built: int = 0  #: when it was built, seconds since 1970
     location: str  #: relative to its target
     source: str  #: the name of its source package
     source_evr: str  #: version-release of that
     provides: tuple[Provide, ...]
     requires: tuple[str, ...]  #: in rpm's notation; of a source rpm, its BuildRequires
     files: tuple[str, ...]  #: those in bin folders and in /etc
+
+    @property
+    def version(self) -> str:
+        """[epoch:]version-release."""
+        return self.evr if self.epoch in ("", "0") else f"{self.epoch}:{self.evr}"
+
+    @property
+    def nevra(self) -> str:
+        return f"{self.name}-{self.version}.{self.arch}"
 
     @property
     def is_source(self) -> bool:
@@ -221,20 +242,23 @@ def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]
     for match in _iterate_matches(session, url, _CONTENT):
         name, arch, epoch, version, release = map(_unescape, match.groups()[:5])
         location, source_rpm = _LOCATION.search(match[6]), _SOURCE_RPM.search(match[6])
+        built = _BUILD_TIME.search(match[6])
         path = _unquote(location[1]) if location else ""
         source = _SOURCE.fullmatch(_unescape(source_rpm[1]) if source_rpm else path.rpartition("/")[2])
         yield PackageContent(
             name=name,
             arch=arch,
             epoch=epoch,
+            evr=f"{version}-{release}",
+            built=int(built[1]) if built else 0,
             location=path,
             source=source[1] if source else name,
             source_evr=source[2] if source else f"{version}-{release}",
-            provides=tuple(_read_entries(_PROVIDES.search(match[6]))),
-            requires=tuple(map(_format_requirement, _read_entries(_REQUIRES.search(match[6])))),
+            provides=tuple(Provide(*entry) for entry in _read_entries(_PROVIDES.search(match[6]))),
+            requires=tuple(_format_requirement(*entry) for entry in _read_entries(_REQUIRES.search(match[6]))),
             files=tuple(map(_unescape, _FILE.findall(match[6]))),
         )
 
 
-def _format_requirement(entry: Provide) -> str:
-    return f"{entry.name} {_SIGNS[entry.flags]} {entry.version}" if entry.flags in _SIGNS else entry.name
+def _format_requirement(name: str, flags: str, version: str) -> str:
+    return f"{name} {_SIGNS[flags]} {version}" if flags in _SIGNS else name

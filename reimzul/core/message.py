@@ -193,6 +193,7 @@ class BuildEvent(Message):
     url: str = field(validators.line(1000), "")  #: of its logs and packages, for the farm's programs; then for people
     #: folder on bstore with its logs: its place, or that of an attempt without result; set by the notifier
     logs_folder: str = field(validators.optional(validators.logs_folder), "")
+    page: str = field(validators.line(1000), "")  #: URL of its build's page for people; set by the notifier
     rpm_count: int = field(validators.integer(0, 1_000_000), 0)
     rpms: tuple[str, ...] = field(
         validators.list_of(validators.line(300), MAX_NAMED_RPMS), ()

@@ -333,6 +333,19 @@ class LogsSettings:
 
 
 @attr.frozen(kw_only=True)
+class PagesSettings:
+    """reimzul-pages, which makes the pages that show the farm in a browser."""
+
+    folder: Path = setting(parse_path, "/srv/reimzul/pages", "The folder of the pages, for the web server.")
+    url: str = setting(
+        validators.optional(url_parser("http")),
+        "",
+        "The URL of that folder for people, as http://farm.example.org/: links to builds lead to their pages.\n"
+        "Empty: there are no pages, and links lead to the store.",
+    )
+
+
+@attr.frozen(kw_only=True)
 class MailSettings:
     """Mails about results, except those of scratch builds."""
 
@@ -442,6 +455,7 @@ class Settings:
     batch: BatchSettings = attr.field(factory=BatchSettings)
     history: HistorySettings = attr.field(factory=HistorySettings)
     logs: LogsSettings = attr.field(factory=LogsSettings)
+    pages: PagesSettings = attr.field(factory=PagesSettings)
     mail: MailSettings = attr.field(factory=MailSettings)
     mail_rcpts: MailRcptsSettings = attr.field(factory=MailRcptsSettings)
     mqtt: MqttSettings = attr.field(factory=MqttSettings)

@@ -87,6 +87,9 @@ class History(abc.ABC):
     Every method raises `HistoryUnavailable`. An instance belongs to one thread.
     """
 
+    #: Whether it is a file, which the notifier may replace: who follows it opens it again for each look.
+    is_file = False
+
     @abc.abstractmethod
     def record(self, events: Sequence[Event]) -> None:
         """Record events, which may come again and in any order. All or nothing if the database can do that.
@@ -128,6 +131,18 @@ class History(abc.ABC):
 
         It is the build with that id, if it is over; without an id the latest of those that are.
         """
+
+    @abc.abstractmethod
+    def find_changed(self, after: int, limit: int) -> list[tuple[int, BuildRecord]]:
+        """Return the builds that were written after the write of that number, in the order of writes, at most `limit`.
+
+        Each write of a record has a higher number than all before. With several writers (an override) a lower number
+        may become readable after a higher one: read some numbers again.
+        """
+
+    @abc.abstractmethod
+    def last_change(self) -> int:
+        """Return the number of the latest write; 0 if there was none. A smaller one than before: a backup came back."""
 
     @abc.abstractmethod
     def close(self) -> None:

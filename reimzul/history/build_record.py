@@ -23,6 +23,9 @@ from reimzul.history.result_rules import CLAIM, is_news
 
 S = TypeVar("S", bound="_Stored")
 
+#: Attributes that are no keys of a document.
+_UNSTORED = frozenset({"source", "page"})
+
 
 class BuildState:
     """The state of a build on an arch, as all commands show it: its status, with `Success` as built or published."""
@@ -74,7 +77,7 @@ class _Stored:
 
     def to_document(self) -> dict[str, Any]:
         """Return the document, ready for JSON."""
-        names = [name for name in vars(self) if name != "source"]
+        names = [name for name in vars(self) if name not in _UNSTORED]
         if self.source is not None:
             stored = self.from_document(self.source)
             names = [name for name in names if getattr(self, name) != getattr(stored, name)]
@@ -157,6 +160,7 @@ class BuildRecord(_Stored):
     place: str = ""
     url: str = ""  #: for people; those of version 0.1 are for the farm's programs
     logs_folder: str = ""  #: the folder of its logs in the store
+    page: str = ""  #: the URL of its build's page, for people; made when it is shown, never stored
     rpm_count: int = 0
     rpms: tuple[str, ...] = attr.field(default=(), converter=tuple)
     first_error: str = ""
@@ -315,7 +319,7 @@ class RefusalRecord(_Stored):
 
 #: The keys of the documents that this version writes, by class.
 _KEYS: dict[Any, frozenset[str]] = {
-    cls: frozenset(attr.fields_dict(cls)) - {"source"} for cls in (RecordedAttempt, BuildRecord, RefusalRecord)
+    cls: frozenset(attr.fields_dict(cls)) - _UNSTORED for cls in (RecordedAttempt, BuildRecord, RefusalRecord)
 }
 _CONVERTERS = {cls: {each.name: each.converter for each in attr.fields(cls) if each.converter} for cls in _KEYS}
 

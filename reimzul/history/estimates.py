@@ -21,6 +21,8 @@ from reimzul.history.build_record import BuildRecord, BuildState
 PACKAGE_SAMPLE, ARCH_SAMPLE = 20, 300
 #: With fewer builds than this the range is taken to be from half to twice the median.
 _MIN_FOR_RANGE = 3
+#: The same of a package in a plan, which may have thousands.
+_PLAN_SAMPLE = 5
 #: How long a build is taken to last where nothing was built on its arch yet.
 DEFAULT_SECONDS = 300.0
 
@@ -89,7 +91,7 @@ def find_usual_seconds(history: History, packages: Iterable[str], arch: str) -> 
     )
     found, measured = {}, set()
     for name in packages:
-        own = duration_stats(each.duration for each in history.recent_successes(name, arch, PACKAGE_SAMPLE))
+        own = duration_stats(each.duration for each in history.recent_successes(name, arch, _PLAN_SAMPLE))
         usual = own or others
         found[name] = usual.median if usual else DEFAULT_SECONDS
         measured |= {name} if own else set()

@@ -9,6 +9,7 @@ override): a document is replaced only if its status is still the one that was r
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +32,11 @@ DELETE_BATCH = 1_000
 #: A state in `BuildFilter.statuses` that is stored as `Queued`.
 _HELD = BuildState.HELD.capitalize()
 _DUPLICATE_KEY = 11000  # MongoDB's error code
+#: The number of a document's last write (`History.find_changed`), and the counter that gives these numbers.
+_CHANGED = "changed"
+_COUNTER = {"_id": "notify_history.changed"}
+#: Documents that are numbered at once where an earlier version has left them without.
+_NUMBER_BATCH = 1_000
 _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
 
@@ -47,6 +53,7 @@ class MongoHistory(History):
             )
             self._builds = self._client["reimzul"]["notify_history"]
             self._refused = self._client["reimzul"]["refused"]
+            self._counters = self._client["reimzul"]["counters"]
         self._is_indexed = reading
 
     def record(self, events: Sequence[Event]) -> None:
@@ -86,7 +93,7 @@ class MongoHistory(History):
     def iterate_refusals(self) -> Iterator[RefusalRecord]:
         with _translating_errors():
             for document in self._refused.find({}, sort=[("at", pymongo.DESCENDING)]):
-                yield RefusalRecord.from_document(_without_id(document))
+                yield RefusalRecord.from_document(_to_plain(document))
 
     def delete_refusals(self, keys: Sequence[str]) -> None:
         with _translating_errors():
@@ -103,11 +110,21 @@ class MongoHistory(History):
         with _translating_errors():
             found = self._builds.find_one_and_update(
                 {"srpm": srpm, "target": target, "arch": arch, **which},
-                {"$set": {"status": Status.OVERRIDE, "comment": comment}},
+                {"$set": {"status": Status.OVERRIDE, "comment": comment, _CHANGED: self._take_numbers(1)}},
                 sort=_NEWEST,
                 return_document=pymongo.ReturnDocument.AFTER,
             )
-        return None if found is None else BuildRecord.from_document(_without_id(found))
+        return None if found is None else BuildRecord.from_document(_to_plain(found))
+
+    def find_changed(self, after: int, limit: int) -> list[tuple[int, BuildRecord]]:
+        with _translating_errors():
+            found = self._builds.find({_CHANGED: {"$gt": after}}, sort=[(_CHANGED, pymongo.ASCENDING)], limit=limit)
+            return [(document[_CHANGED], BuildRecord.from_document(_to_plain(document))) for document in found]
+
+    def last_change(self) -> int:
+        with _translating_errors():
+            counter = self._counters.find_one(_COUNTER)
+        return 0 if counter is None else int(counter["value"])
 
     def close(self) -> None:
         with contextlib.suppress(PyMongoError):
@@ -122,28 +139,50 @@ class MongoHistory(History):
         self._builds.create_index([("batch", pymongo.ASCENDING), *_NEWEST], sparse=True)
         self._builds.create_index([(name, pymongo.ASCENDING) for name in ("srpm", "arch", "target")])
         self._refused.create_index([("at", pymongo.DESCENDING)])
+        self._builds.create_index([(_CHANGED, pymongo.ASCENDING)])
+        self._number_unnumbered()
         self._is_indexed = True
+
+    def _number_unnumbered(self) -> None:
+        """Number the builds that an earlier version has recorded; the original's have no build id, and stay."""
+        unnumbered = {_CHANGED: None, "build_id": {"$gt": ""}}
+        while found := list(self._builds.find(unnumbered, projection=["_id"], limit=_NUMBER_BATCH)):
+            first = self._take_numbers(len(found))
+            writes = [
+                pymongo.UpdateOne({"_id": each["_id"], _CHANGED: None}, {"$set": {_CHANGED: number}})
+                for number, each in enumerate(found, first)
+            ]
+            self._builds.bulk_write(writes, ordered=False)
+
+    def _take_numbers(self, count: int) -> int:
+        """Take so many numbers for writes that follow; return the first."""
+        counter: Any = self._counters.find_one_and_update(
+            _COUNTER, {"$inc": {"value": count}}, upsert=True, return_document=pymongo.ReturnDocument.AFTER
+        )
+        return int(counter["value"]) - count + 1
 
     def _find(self, query: Mapping[str, Any], **options: Any) -> Iterator[BuildRecord]:
         with _translating_errors():
             for document in self._builds.find(query, **options):
-                yield BuildRecord.from_document(_without_id(document))
+                yield BuildRecord.from_document(_to_plain(document))
 
     def _load_records(self, keys: Collection[str]) -> dict[str, BuildRecord]:
         if not keys:
             return {}
         found = self._builds.find({"_id": {"$in": list(keys)}})
-        return {document["_id"]: BuildRecord.from_document(_without_id(document)) for document in found}
+        return {document["_id"]: BuildRecord.from_document(_to_plain(document)) for document in found}
 
     def _save(self, before: Mapping[str, BuildRecord], after: Mapping[str, BuildRecord]) -> bool:
         """Write the changed records; return False if one of their documents has changed since it was read."""
         if not after:
             return True
+        numbers = itertools.count(self._take_numbers(len(after)))
+        documents = {key: {"_id": key, **each.to_document(), _CHANGED: next(numbers)} for key, each in after.items()}
         writes: list[Any] = [
-            pymongo.ReplaceOne({"_id": key, "status": before[key].status}, {"_id": key, **record.to_document()})
+            pymongo.ReplaceOne({"_id": key, "status": before[key].status}, document)
             if key in before
-            else pymongo.InsertOne({"_id": key, **record.to_document()})
-            for key, record in after.items()
+            else pymongo.InsertOne(document)
+            for key, document in documents.items()
         ]
         try:
             done = self._builds.bulk_write(writes, ordered=False)
@@ -160,9 +199,14 @@ class MongoHistory(History):
             if newest is None:
                 continue
             others = {**group, "_id": {"$ne": newest["_id"]}, "latest_build": True}
-            self._builds.update_many(others, {"$set": {"latest_build": False}})
+            for each in self._builds.find(others, projection=["_id"]):
+                self._set_latest(each, False)
             unmarked = {"_id": newest["_id"], "latest_build": {"$ne": True}}
-            self._builds.update_one(unmarked, {"$set": {"latest_build": True}})
+            if self._builds.find_one(unmarked, projection=["_id"]):
+                self._set_latest(unmarked, True)
+
+    def _set_latest(self, which: Mapping[str, Any], is_latest: bool) -> None:
+        self._builds.update_one(which, {"$set": {"latest_build": is_latest, _CHANGED: self._take_numbers(1)}})
 
 
 def _translating_errors() -> AbstractContextManager[None]:
@@ -171,8 +215,9 @@ def _translating_errors() -> AbstractContextManager[None]:
     )
 
 
-def _without_id(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name != "_id"}
+def _to_plain(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document without what the history adds to a record."""
+    return {name: value for name, value in document.items() if name not in ("_id", _CHANGED)}
 
 
 def _query(wanted: BuildFilter) -> dict[str, Any]:

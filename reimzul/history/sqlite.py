@@ -48,7 +48,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS builds (
     key TEXT PRIMARY KEY, timestamp TEXT NOT NULL, status TEXT NOT NULL, target TEXT NOT NULL, arch TEXT NOT NULL,
     srpm TEXT NOT NULL, submitter TEXT NOT NULL, published REAL NOT NULL, latest INTEGER NOT NULL,
-    document TEXT NOT NULL
+    document TEXT NOT NULL, changed INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS builds_newest ON builds
     (timestamp, key, status, target, arch, srpm, submitter, published);
@@ -61,28 +61,38 @@ CREATE TABLE IF NOT EXISTS refused (
 );
 CREATE INDEX IF NOT EXISTS refused_newest ON refused (at);
 """
+#: A file of an earlier version has no such column: its builds are numbered in the order in which they came.
+_ADD_CHANGED = """
+BEGIN IMMEDIATE;
+ALTER TABLE builds ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+UPDATE builds SET changed = rowid;
+COMMIT;
+"""
+_INDEX_CHANGED = "CREATE INDEX IF NOT EXISTS builds_changed ON builds (changed)"
 # as a blob: a text that is not UTF-8 would fail the whole query
 _SELECT = "SELECT key, CAST(document AS BLOB), latest FROM builds"
 _OVER = ", ".join(f"'{status}'" for status in OVER)
-_UPSERT = "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPSERT = f"INSERT OR REPLACE INTO builds VALUES ({', '.join('?' * (len(_COLUMNS) + 3))})"
+_LAST_CHANGE = "SELECT coalesce(max(changed), 0) FROM builds"
 _NEWEST_FIRST = "ORDER BY timestamp DESC, key DESC"
 _NEWEST = f"""
 SELECT key FROM builds WHERE srpm = :srpm AND arch = :arch AND target = :target
     AND status IN ({_OVER}) {_NEWEST_FIRST} LIMIT 1
 """
-_MARK_LATEST = """
-UPDATE builds SET latest = (key = :newest) WHERE srpm = :srpm AND arch = :arch AND target = :target
-    AND latest <> (key = :newest)
+_WRONGLY_MARKED = """
+SELECT key FROM builds WHERE srpm = :srpm AND arch = :arch AND target = :target AND latest <> (key = :newest)
 """
+_TOGGLE_LATEST = "UPDATE builds SET latest = NOT latest, changed = ? WHERE key = ?"
 
 
 class SqliteHistory(History):
+    is_file = True
+
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Open the file; create it unless `reading`. Raises `NoHistory`, `HistoryUnavailable`."""
         self._path = path_of(url)
         with self._translating_errors():
-            # the jobs of recorded events are deleted next, so a power cut must not lose the commit (synchronous=FULL)
-            self._db = self._open_to_read() if reading else open_database(self._path, _SCHEMA, synchronous="FULL")
+            self._db = self._open_to_read() if reading else _open_to_write(self._path)
 
     def record(self, events: Sequence[Event]) -> None:
         builds = [event for event in events if isinstance(event, BuildEvent)]
@@ -90,7 +100,7 @@ class SqliteHistory(History):
         with self._translating_errors(), transaction(self._db):
             before = self._load_records({event.key for event in builds})
             after = apply_events(before, builds)
-            self._write(after)
+            self._write_records(after)
             already_over = {key for key, record in before.items() if record.is_over}
             for group in {each.group for key, each in after.items() if each.is_over and key not in already_over}:
                 self._mark_latest(*group)
@@ -140,8 +150,21 @@ class SqliteHistory(History):
             if row is None:
                 return None
             record = with_override(_from_row(row[1], row[2]), comment)
-            self._db.execute(_UPSERT, _to_row(row[0], record))
+            self._write_records({row[0]: record})
             return record
+
+    def find_changed(self, after: int, limit: int) -> list[tuple[int, BuildRecord]]:
+        query = (
+            "SELECT key, CAST(document AS BLOB), latest, changed FROM builds WHERE changed > ? ORDER BY changed LIMIT ?"
+        )
+        with self._translating_errors():
+            rows = self._db.execute(query, (after, limit)).fetchall()
+            numbers = {row[0]: row[3] for row in rows}
+            return [(numbers[key], record) for key, record in self._readable(row[:3] for row in rows)]
+
+    def last_change(self) -> int:
+        with self._translating_errors():
+            return int(self._db.execute(_LAST_CHANGE).fetchone()[0])
 
     def close(self) -> None:
         self._db.close()
@@ -172,19 +195,15 @@ class SqliteHistory(History):
     def salvage(self, damaged: Path) -> int:
         """Copy what can be read of a damaged history; return how many builds."""
         with self._translating_errors(), contextlib.closing(open_read_only(damaged)) as db, transaction(self._db):
-            rows = ((row[0], row[-1], row[-2]) for row in readable_rows(db, "builds"))
+            document = 1 + len(_COLUMNS)  # a file of an earlier version has no columns after it
+            rows = ((row[0], row[document], row[document - 1]) for row in readable_rows(db, "builds"))
             for key, record in self._readable(rows):
-                self._write({key: record})
+                self._write_records({key: record})
             query = f"SELECT DISTINCT srpm, arch, target FROM builds WHERE status IN ({_OVER})"
             for group in self._db.execute(query).fetchall():  # a group's latest build may be lost
                 self._mark_latest(*group)
             self._db.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?)", readable_rows(db, "refused"))
             return int(self._db.execute("SELECT count(*) FROM builds").fetchone()[0])
-
-    def _write(self, records: Mapping[str, BuildRecord]) -> None:
-        self._db.executemany(_UPSERT, [_to_row(key, record) for key, record in records.items()])
-        members = [(record.batch, key) for key, record in records.items() if record.batch]
-        self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", members)
 
     def _load_records(self, keys: Collection[str]) -> dict[str, BuildRecord]:
         query = f"{_SELECT} WHERE key IN ({','.join('?' * len(keys))})"
@@ -193,7 +212,16 @@ class SqliteHistory(History):
     def _mark_latest(self, srpm: str, arch: str, target: str) -> None:
         group = {"srpm": srpm, "arch": arch, "target": target}
         (newest,) = self._db.execute(_NEWEST, group).fetchone()
-        self._db.execute(_MARK_LATEST, {**group, "newest": newest})
+        for (key,) in self._db.execute(_WRONGLY_MARKED, {**group, "newest": newest}).fetchall():
+            self._db.execute(_TOGGLE_LATEST, (self.last_change() + 1, key))
+
+    def _write_records(self, records: Mapping[str, BuildRecord]) -> None:
+        """Write records, each with a number of its own: the order of writes that `find_changed` reads."""
+        first = self.last_change() + 1
+        rows = [(*_to_row(key, record), number) for number, (key, record) in enumerate(records.items(), first)]
+        self._db.executemany(_UPSERT, rows)
+        members = [(record.batch, key) for key, record in records.items() if record.batch]
+        self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", members)
 
     def _translating_errors(self) -> AbstractContextManager[None]:
         problem = f"{self._path}: the history cannot be used"
@@ -204,6 +232,17 @@ class SqliteHistory(History):
             return kind(f"{problem}: {error}")
 
         return translate_errors({(OSError, sqlite3.Error): translated})
+
+
+def _open_to_write(path: Path) -> sqlite3.Connection:
+    # the jobs of recorded events are deleted next, so a power cut must not lose the commit (synchronous=FULL)
+    with contextlib.ExitStack() as opened:
+        db = opened.enter_context(contextlib.closing(open_database(path, _SCHEMA, synchronous="FULL")))
+        if "changed" not in {column[1] for column in db.execute("PRAGMA table_info(builds)")}:
+            db.executescript(_ADD_CHANGED)
+        db.execute(_INDEX_CHANGED)
+        opened.pop_all()  # it stays open
+    return db
 
 
 def path_of(url: str) -> Path:

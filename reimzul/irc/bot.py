@@ -46,7 +46,7 @@ REMEMBERED_IDS = 1000
 BURST_LINES = 4
 #: mIRC's colours: green, red, and the default.
 _GREEN, _RED, _PLAIN = "\x0303", "\x0304", "\x0f"
-_KEYS = ("status", "srpm", "arch", "target", "submitter", "reason", "url", "place")
+_KEYS = ("status", "srpm", "arch", "target", "submitter", "reason", "url", "place", "page")
 #: Topics below the prefix that are subscribed to.
 _TOPICS = ("builds/results", "builds/batches")
 
@@ -265,7 +265,7 @@ class Formatter:
             status = f"{_GREEN if status == 'Success' else _RED}{status}{_PLAIN}"
         reason = f", {result['reason']}" if result["reason"] else ""
         submitter = f" ({result['submitter']})" if result["submitter"] else ""
-        where = describe_folder(result["url"], result["place"])
+        where = result["page"] or describe_folder(result["url"], result["place"])
         url = f" {where}" if where else ""
         text = f"{status}: {result['srpm']} on {result['arch']} for {result['target']}{submitter}{reason}"
         # half a URL leads nowhere: a line that is too long is cut before it

@@ -103,7 +103,7 @@ class BatchSummary:
         return sum(self.counts.get(each, 0) for each in overview.list_good_states(scratch=self.scratch))
 
     @property
-    def failed(self) -> int:
+    def failed_count(self) -> int:
         return sum(self.counts.get(each, 0) for each in MemberState.BROKEN)
 
 

@@ -58,10 +58,10 @@ class TargetContents:
         name, evr = package.source, package.source_evr
         self.releases.setdefault(name, set()).add(evr)
         known = self.sources.get(name)
-        order = 1 if known is None else compare_versions(f"{package.epoch}:{evr}", known.version)
-        if known is None or order > 0:
+        version = f"{package.epoch}:{evr}"
+        if known is None or (version != known.version and compare_versions(version, known.version) > 0):
             known = self.sources[name] = ListedSource(name=name, epoch=package.epoch, evr=evr)
-        if order >= 0:
+        if version == known.version:
             known.add(package)
         if not package.is_source:
             for each in package.provides:
@@ -89,4 +89,6 @@ def is_rich(requirement: str) -> bool:
 
 def list_required_names(requirement: str) -> list[str]:
     """The names of capabilities in a requirement; of one on rpm itself, none."""
-    return [] if requirement.startswith("rpmlib(") else list_names(requirement)
+    if is_rich(requirement):
+        return list_names(requirement)
+    return [] if requirement.startswith("rpmlib(") else [requirement.split(" ", 1)[0]]

@@ -226,7 +226,7 @@ def _describe_member(member: Member) -> dict[str, Any]:
         "evr": member.evr,
         "disttag": member.disttag,
         "bconds": list(member.bconds),
-        "legs": list(member.legs),
+        "arches": list(member.legs),
         "needs": list(member.needs),
         "is_listed": member.is_listed,
         "rank": member.rank,

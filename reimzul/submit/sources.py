@@ -9,29 +9,22 @@ import fnmatch
 import glob
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Callable, TextIO
 
 import attr
 
-from reimzul.core import fs, validators
+from reimzul.core import validators
 from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, describe_os_error
-from reimzul.core.fs import find_unreadable
-from reimzul.core.incoming import mark_source
-from reimzul.core.manifest import sha256_of
+from reimzul.core.incoming import copy_source
 from reimzul.core.rpm_header import Header, read_source_header
 
 #: What stands for a list on stdin.
 STDIN = "-"
 #: The characters of a shell's patterns; no source rpm that can be submitted has one in its name.
 _PATTERN = re.compile(r"[*?\[]")
-#: Prefix of unfinished copies, and the seconds after which one is left over from a killed submission.
-_COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
 
 
 @attr.frozen(kw_only=True)
@@ -196,79 +189,5 @@ def import_sources(files: Iterable[SourceFile], incoming: Path) -> tuple[list[So
 
 def import_source(file: SourceFile, incoming: Path) -> Source:
     """Copy a source rpm to `incoming/` if it is elsewhere. Raises `InputError`, leaving nothing."""
-    path = file.path
-    try:
-        name = validators.srpm(path.name)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    place = incoming / name
-    try:
-        if place.exists() and path.resolve() == place.resolve():
-            mark_source(place)
-            _check_readable(place)
-            return Source(name=name, sha256=sha256_of(place), copied=False, header=file.header)
-    except OSError as error:  # removed meanwhile
-        raise InputError(f"{path}: {describe_os_error(error)}") from error
-    try:
-        _remove_stale_copies(incoming)
-        sha256, copied = _copy_in(path, place)
-    except OSError as error:  # the folder cannot be written to, or is full
-        reason = describe_os_error(error)
-        raise InputError(f"{incoming}: {name} cannot be copied in: {reason}") from error
-    return Source(name=name, sha256=sha256, copied=copied, header=file.header)
-
-
-def _check_readable(place: Path) -> None:
-    if bar := find_unreadable(place, place.parent):
-        raise InputError(f"no builder can download it: {bar}")
-
-
-def _remove_stale_copies(incoming: Path) -> None:
-    for copy in incoming.glob(f"{_COPY_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - copy.stat().st_mtime > _STALE_COPY_SECONDS:
-                copy.unlink()
-
-
-def _copy_in(path: Path, place: Path) -> tuple[str, bool]:
-    """Copy to a temporary name, then link(2): that never replaces a file, and shows the whole file or none.
-
-    Returns the file's sha256, and whether it was not there yet.
-    """
-    descriptor, copy = tempfile.mkstemp(prefix=_COPY_PREFIX, dir=place.parent)
-    try:
-        with open(descriptor, "wb") as sink, path.open("rb") as source:
-            shutil.copyfileobj(source, sink)
-            os.fchmod(sink.fileno(), 0o644)  # the web server reads it as another user
-            sink.flush()
-            os.fsync(sink.fileno())
-        _check_readable(Path(copy))
-        digest = sha256_of(Path(copy))
-        copied = _link_in(Path(copy), place, digest)
-    finally:
-        os.unlink(copy)
-    fs.sync(place.parent)  # the request that is put next needs the file after a power cut too
-    return digest, copied
-
-
-def _link_in(copy: Path, place: Path, digest: str) -> bool:
-    """Give a copy its name; return False if the same file has it already. Raises `InputError` if another has it."""
-    while True:
-        try:
-            os.link(copy, place)
-        except FileExistsError:
-            try:
-                mark_source(place)
-                is_same = sha256_of(place) == digest
-            except FileNotFoundError:
-                if os.path.lexists(place):  # a link that leads nowhere
-                    raise
-                continue  # removed meanwhile
-            if not is_same:
-                raise InputError(
-                    f"{place}: a different file of that name is there already; "
-                    "submit that one by this path, or give yours another release"
-                ) from None
-            _check_readable(place)
-            return False
-        return True
+    sha256, copied = copy_source(file.path, incoming)
+    return Source(name=file.path.name, sha256=sha256, copied=copied, header=file.header)

@@ -43,6 +43,10 @@ def test_the_demo_ends_with_dnfs_own_list(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     assert re.search(r"^  yours\.x86_64 +1\.0-1\.demo +farm$", said, re.MULTILINE)
     assert seen.exists(), said
+    (address,) = re.findall(r"^ .*in a browser, until this ends: (http://127\.0\.0\.1:\d+/)$", said, re.MULTILINE)
+    assert re.search(
+        rf"^The pages\n +\d+\.\d s  {address}builds/[0-9a-f]{{2}}/[0-9a-f]{{32}}\.html$", said, re.MULTILINE
+    )
     named = re.findall(r"(/\S+/\.farm/\S+?)[;\s]", said)
     assert len(named) > 4
     assert [path for path in named if not Path(path).exists()] == []

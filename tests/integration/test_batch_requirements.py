@@ -124,6 +124,15 @@ def test_a_target_is_read_again_only_when_it_has_changed(store: Store, monkeypat
         assert not more.provides_all(["library", "conflict: glibc"])
 
 
+def test_a_file_that_primary_xml_does_not_have_is_found_in_the_list_of_files(store: Store) -> None:
+    store.publish("library")
+    names = frozenset({"/usr/share/library/greeting", "/usr/share/library/nothing"})
+    with HttpSession() as session:
+        found = target_provides.read_target(session, f"{store.url}{TARGET}.{ARCH}/", names, None)
+    assert found.provides_all(["/usr/share/library/greeting"])
+    assert not found.provides_all(["/usr/share/library/nothing"])
+
+
 def test_a_member_is_released_once_the_target_provides_the_version_it_misses(
     stand: Stand, broker: Broker, store: Store
 ) -> None:

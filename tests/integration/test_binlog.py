@@ -70,3 +70,20 @@ def test_as_its_unit_starts_it_no_job_costs_another(tmp_path: Path) -> None:
         with _started(beanstalkd_command(folder, port, sync_ms=0), port) as client:
             assert _ready(client) == count
             count += _put_largest(client)
+
+
+def test_a_held_job_stays_held_with_its_number_and_priority(tmp_path: Path) -> None:
+    """Also one that a worker has released held, or whose priority was changed: both are in the binlog."""
+    port, held = free_port(), 10 * 365 * 86_400
+    argv = beanstalkd_command(tmp_path, port, sync_ms=0)
+    with _started(argv, port) as client:
+        put = client.put(b"put held", priority=9, delay=held)
+        released = client.put(b"released held", priority=9)
+        client.release(client.reserve_job(released), priority=5, delay=held)
+        kicked = client.put(b"kicked", priority=9, delay=held)
+        client.kick_job(kicked)
+    with _started(argv, port) as client:
+        for number, priority, state in ((put, 9, "delayed"), (released, 5, "delayed"), (kicked, 9, "ready")):
+            stats = client.stats_job(number)
+            assert (stats["pri"], stats["state"]) == (priority, state)
+            assert (stats["time-left"] > held - 60) is (state == "delayed")

@@ -61,13 +61,13 @@ def test_a_held_build_is_shown_as_held_by_every_command(ground: Ground) -> None:
     assert told("builds", "--state", "queued") == []
     shown = run("show", SHORT).stdout
     assert "x86_64: held: waits for b-devel >= 2, which nobody provides" in shown
-    assert f"  batch         {BATCH}" in shown
+    assert f"  batch         {BATCH}: reimzul batch show" in shown
     explained = run("explain", SHORT).stdout
     for words in (
         "x86_64: held",
         f"No worker gets job {job} of tube x86_64 before it is released, held",
         "It waits for b-devel >= 2, which nobody provides.",
-        f"It is a member of batch {BATCH}.",
+        f"It belongs to batch {BATCH}, whose files cannot be read.",
         f"reimzul kick --held {job}",
         "Attempt 1 does not count: on b1.example.org",
     ):

@@ -40,6 +40,7 @@ def collection(mongo: Mongo) -> Iterator[Any]:
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongo.url)
     client["reimzul"]["notify_history"].delete_many({})
     client["reimzul"]["refused"].delete_many({})
+    client["reimzul"]["counters"].delete_many({})
     yield client["reimzul"]["notify_history"]
     client.close()
 
@@ -134,3 +135,17 @@ def test_the_originals_documents_are_shown_by_our_commands(mongo: Mongo, collect
     assert said("builds", "--state", "override").startswith("-\toverride")
     history = open_history(mongo.url, reading=True)
     history.close()
+
+
+def test_the_builds_of_an_earlier_version_are_numbered_and_the_originals_are_left_alone(
+    history: History, collection: Any, mongo: Mongo
+) -> None:
+    history.record([event("Success", 1), event("Success", 2)])
+    collection.update_many({}, {"$unset": {"changed": ""}})
+    collection.insert_one({"srpm": "old-1-1.el7.src.rpm", "status": "Success", "target": "c7", "arch": "x86_64"})
+    upgraded = open_history(mongo.url)
+    upgraded.record([event("Failed", 3)])
+    found = upgraded.find_changed(0, 10)
+    assert sorted(record.timestamp for _, record in found) == sorted(event("Queued", n).timestamp for n in (1, 2, 3))
+    assert "changed" not in collection.find_one({"srpm": "old-1-1.el7.src.rpm"})
+    upgraded.close()

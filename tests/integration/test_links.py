@@ -34,7 +34,8 @@ INTERNAL = "http://localhost:11081/bstore/"
 PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
 LOGS = f"attempts/{build_id(1)}.x86_64.{ATTEMPT}"
 LOG_COMMAND = f"reimzul log {build_id(1)[:8]} --arch x86_64 --attempt {ATTEMPT}"
-ROOT = "http://bstore.example.org/"
+ROOT, PAGES = "http://bstore.example.org/", "http://farm.example.org:8080/"
+PAGE = f"{PAGES}builds/{build_id(1)[:2]}/{build_id(1)}.html"
 TIME = re.compile(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\dZ")
 
 
@@ -78,7 +79,7 @@ def announce_failure(notifier: Running, broker: Broker) -> float:
     return now
 
 
-@pytest.mark.parametrize("source", ["setting", "bstore", "none"])
+@pytest.mark.parametrize("source", ["setting", "bstore", "pages", "none"])
 def test_mail_mqtt_irc_and_history_have_links_that_people_can_open(
     notifier: Running, broker: Broker, mosquitto: Mosquitto, authority: Authority, mailbox: Mailbox, tmp_path: Path,
     source: str,
@@ -93,7 +94,11 @@ def test_mail_mqtt_irc_and_history_have_links_that_people_can_open(
     elif source == "bstore":
         (tmp_path / "served/bstore" / PUBLIC_URL_FILE).write_text(f"{ROOT}\n")
         notifier.settings["bstore"]["base_url"] = f"http://127.0.0.1:{server.server_port}/bstore/repo/"
-    link = "" if source == "none" else f"{ROOT}{PLACE}/"
+    elif source == "pages":
+        notifier.settings["pages"] = {"url": PAGES}
+    folder = {"none": "", "pages": f"{PAGES}bstore/"}.get(source, ROOT)
+    url, page = folder and f"{folder}{PLACE}/", PAGE if source == "pages" else ""
+    link = page or url
     try:
         with (
             closing(Person(ngircd.port, "karanbir", "#reimzul")) as person,
@@ -114,11 +119,12 @@ def test_mail_mqtt_irc_and_history_have_links_that_people_can_open(
     (mail,) = mailbox.mails
     text = str(mail.get_content()).replace("\r", "")
     assert line.endswith(f"%build failed {link or f'on bstore: {PLACE}'}"), line
-    assert (result["url"], result["place"]) == (link, PLACE)
+    assert (result["url"], result["place"], result["page"]) == (url, PLACE, page)
     assert f"\nFull logs available at {link}\n" in text if link else f"\nFull logs on bstore: {PLACE}\n" in text
     (record,) = notifier.builds()
-    assert (record["url"], record["place"]) == (link, PLACE)
-    assert [(each["url"], each["logs_folder"]) for each in record["attempts"]] == [("", LOGS), (link, PLACE)]
+    assert (record["url"], record["place"], "page" in record) == (url, PLACE, False)
+    logs = f"{PAGES}bstore/{LOGS}/" if page else ""
+    assert [(each["url"], each["logs_folder"]) for each in record["attempts"]] == [(logs, LOGS), (url, PLACE)]
     for shown in (line, published, str(mail), json.dumps(record)):
         assert "localhost:" not in shown
         assert "127.0.0.1" not in shown
@@ -166,6 +172,18 @@ def test_every_command_shows_a_link_or_where_the_files_are(notifier: Running, in
                 assert files in text, command
                 assert LOG_COMMAND in text, command
     assert reimzul("watch", build_id(1)).stdout.rstrip("\n").endswith(f"\t{files}")
+
+
+def test_every_command_leads_to_the_builds_page_where_there_are_pages(notifier: Running, ini: Path) -> None:
+    notifier.settings["pages"] = {"url": PAGES}
+    notifier.write()
+    for command in ("show", "explain", "watch"):
+        shown = reimzul(command, build_id(1)).stdout
+        assert PAGE in shown, command
+        assert f"{PAGES}bstore/{LOGS}/" in shown or command == "watch", "the logs of the attempt before"
+    (leg,) = json.loads(reimzul("show", build_id(1), "--json").stdout)["arches"]
+    (change,) = map(json.loads, reimzul("watch", build_id(1), "--json").stdout.splitlines())
+    assert (leg["page"], leg["url"]) == (change["page"], change["url"]) == (PAGE, f"{PAGES}bstore/{PLACE}/")
 
 
 @pytest.mark.parametrize("root", [ROOT, ""])

@@ -16,13 +16,14 @@ import pytest
 from reimzul import __version__
 
 TREE = Path(__file__).parents[2]
-ROLES = ("common", "controller", "worker", "bstore", "irc")
+ROLES = ("common", "controller", "worker", "bstore", "pages", "irc")
 #: Requirements of a package beyond Python, itself and rpm; test_spec.py compares libraries with pyproject.toml.
 ASKS = {
     "common": {"stunnel", "openssl", "python3-rpm", "shadow-utils", "systemd"},
-    "controller": {"beanstalkd", "nginx", "rpm-build", "python3-paho-mqtt"},
+    "controller": {"reimzul-pages", "beanstalkd", "nginx", "rpm-build", "python3-paho-mqtt"},
     "worker": {"mock", "rsync", "git-core", "shadow-utils"},
     "bstore": {"createrepo_c", "rsync-daemon", "nginx"},
+    "pages": {"nginx", "python3-jinja2"},
     "irc": {"python3-irc", "python3-paho-mqtt"},
 }
 PROGRAMS = {
@@ -30,6 +31,7 @@ PROGRAMS = {
     "controller": {"reimzul-submit", "reimzul-notifier", "reimzul-batch"},
     "worker": {"reimzul-worker"},
     "bstore": {"reimzul-repogen", "reimzul-tosign"},
+    "pages": {"reimzul-pages"},
     "irc": {"reimzul-irc"},
 }
 UNITS = {
@@ -42,6 +44,7 @@ UNITS = {
     },
     "worker": {"reimzul-worker@.service"},
     "bstore": {"reimzul-repogen-worker@.service", "reimzul-signer.service"},
+    "pages": {"reimzul-pages.service"},
     "irc": {"reimzul-irc.service"},
 }
 
@@ -94,7 +97,7 @@ def python_path(root: Path) -> str:
 # --- what is in them
 
 
-def test_five_packages_and_their_source_are_made(packages: Packages) -> None:
+def test_six_packages_and_their_source_are_made(packages: Packages) -> None:
     names = {f"reimzul-{role}-{__version__}-1.noarch.rpm" for role in ROLES} | {f"reimzul-{__version__}-1.src.rpm"}
     assert {path.name for path in packages.folder.glob("*.rpm")} == names
 
@@ -107,7 +110,7 @@ def test_a_package_asks_for_what_its_role_needs(packages: Packages, role: str) -
     own = {name for name in asked if not re.match(r"rpmlib\(|config\(|python\(|/|python3-|reimzul-common$", name)}
     assert own == {name for name in ASKS[role] if not name.startswith("python3-")}
     assert role == "common" or "reimzul-common" in asked
-    assert role in ("common", "controller", "irc") or not libraries
+    assert role in ("common", "controller", "pages", "irc") or not libraries
 
 
 def test_no_file_is_in_two_packages(packages: Packages) -> None:
@@ -174,7 +177,7 @@ def test_units_and_templates_name_what_the_packages_install(root: Path) -> None:
     texts = {path: path.read_text() for path in (root / "usr/lib/systemd/system").iterdir()}
     programs = {path: re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE) for path, text in texts.items()}
     started = [program for found in programs.values() for program in found]
-    assert len(started) == 6
+    assert len(started) == 7
     for program in started:
         assert program.startswith("/usr/bin/")
         assert os.access(root / program[1:], os.X_OK), program

@@ -132,6 +132,42 @@ def test_a_controller_may_have_links_of_another_host(host: Host) -> None:
     assert "give the URL of the folder above it" in err
 
 
+def test_a_controller_serves_the_pages_only_where_it_is_asked_to(host: Host) -> None:
+    host.done("controller", "--controller", "farm.example.org")
+    assert not host.at(roles.PAGES).exists()
+    host.calls()
+    shown = host.done("controller", "--pages-port", "8080", "--controller", "farm.example.org")
+    assert "links that people get lead to http://farm.example.org:8080/\n" in shown
+    assert "    listen 8080;\n" in host.text(roles.PAGES)
+    assert "\nurl = http://farm.example.org:8080/\n" in host.text(roles.SETTINGS)
+    assert host.calls() == ["enable reimzul-pages", "restart nginx", "reload reimzul-notifier", "start reimzul-pages"]
+    assert host.done("controller") == "nothing to do\n"
+    host.done("controller", "--add-builder", "b1")
+    host.calls()
+    host.done("controller", "--pages-port", "80", "--controller", "farm.example.org")
+    assert "\nurl = http://farm.example.org/\n" in host.text(roles.SETTINGS)
+    assert host.calls() == ["restart nginx", "reload reimzul-notifier", "reload reimzul-pages"]
+    host.done("controller", "--pages-port", "0")
+    assert not host.at(roles.PAGES).exists()
+    assert "\nurl =\n" in host.text(roles.SETTINGS), "no link leads to pages that are gone"
+    assert host.calls() == ["disable --now reimzul-pages", "restart nginx", "reload reimzul-notifier"]
+    assert host.done("controller") == "nothing to do\n"
+
+
+def test_a_url_of_the_pages_that_a_person_set_stays_while_there_are_pages(host: Host) -> None:
+    host.done("controller", "--pages-port", "8080", "--set", "pages.url=https://farm.example.org/")
+    host.done("controller", "--pages-port", "8081")
+    assert "\nurl = https://farm.example.org/\n" in host.text(roles.SETTINGS)
+    host.done("controller", "--pages-port", "0")
+    assert "\nurl =\n" in host.text(roles.SETTINGS)
+
+
+def test_a_daemon_of_pages_that_a_person_enabled_is_left_alone(host: Host) -> None:
+    (host.state / "enabled/reimzul-pages").touch()
+    host.done("controller")
+    assert not [call for call in host.calls() if "reimzul-pages" in call]
+
+
 def test_keys_are_readable_by_root_alone(host: Host) -> None:
     host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)
     for path in (roles.OWN_KEY, roles.ACCEPTED):
@@ -564,7 +600,7 @@ FIREWALL = """\
 printf '%s\\n' "$*" >>{log}
 case $* in
     --state) exit {state} ;;
-    *--query-port=13100/tcp) exit 0 ;;
+    *--query-port=13100/tcp | *--query-port=8081/tcp) exit 0 ;;
     *--query-port=*) exit 1 ;;
 esac
 """
@@ -584,6 +620,17 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])
     log.unlink()
+    host.done("controller", "--pages-port", "8080")
+    added = [line for line in log.read_text().splitlines() if "--add-port=8080/tcp" in line]
+    assert len(added) == (2 if runs else 0)
+    host.done("controller", "--pages-port", "8081")
+    log.unlink()
+    host.done("controller", "--pages-port", "0")
+    closed = [line for line in log.read_text().splitlines() if "--remove-port" in line]
+    assert closed == (["--remove-port=8081/tcp", "--permanent --remove-port=8081/tcp"] if runs else [])
+    host.done("controller", "--pages-port", "8081")
+    log.unlink()
     host.done("controller", "--remove", "--yes")
     closed = [line for line in log.read_text().splitlines() if "--remove-port" in line]
-    assert closed == (["--remove-port=13100/tcp", "--permanent --remove-port=13100/tcp"] if runs else [])
+    ports = (13100, 8081) if runs else ()
+    assert closed == [f"{when}--remove-port={port}/tcp" for port in ports for when in ("", "--permanent ")]

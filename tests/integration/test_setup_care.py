@@ -177,7 +177,8 @@ def test_a_builder_is_removed_but_for_what_is_not_setups(machine: Host) -> None:
 @pytest.mark.parametrize("role", ["controller", "bstore"])
 def test_what_setup_wrote_is_gone_after_a_removal(machine: Host, role: str) -> None:
     before = set(machine.files())
-    machine.done(role, *((*HOSTS[:2], "--psk-file", "-") if role == "bstore" else ()), given=KEY)
+    options = {"bstore": (*HOSTS[:2], "--psk-file", "-"), "controller": ("--pages-port", "80")}
+    machine.done(role, *options[role], given=KEY)
     machine.calls()
     machine.done(role, "--remove", "--yes")
     assert set(machine.files()) - before == {"etc/reimzul/reimzul.ini"}
@@ -186,7 +187,14 @@ def test_what_setup_wrote_is_gone_after_a_removal(machine: Host, role: str) -> N
     assert (
         stopped
         == {
-            "controller": ["reimzul-batch", "reimzul-notifier", "stunnel@reimzul", "nginx", "beanstalkd"],
+            "controller": [
+                "reimzul-pages",
+                "reimzul-batch",
+                "reimzul-notifier",
+                "stunnel@reimzul",
+                "nginx",
+                "beanstalkd",
+            ],  # fmt: skip
             "bstore": ["reimzul-signer", *publishers, "stunnel@reimzul", "nginx", "rsync"],
         }[role]
     )

@@ -94,6 +94,19 @@ def counts(client: Any, number: int) -> dict[str, Any]:
     return {name: stats[name] for name in ("state", "pri", "reserves", "timeouts", "releases", "buries", "kicks")}
 
 
+def test_a_job_is_held_by_a_long_delay_and_taken_by_its_number(connect: Connect) -> None:
+    client, year = connect(), 365 * 86_400
+    job = client.put(b"held", priority=9, delay=10 * year)
+    assert 9 * year < client.stats_job(job)["time-left"] <= 10 * year
+    claim = client.reserve_job(job)
+    assert 0 < client.stats_job(job)["time-left"] <= 60
+    client.release(claim, priority=5, delay=10 * year)
+    stats = client.stats_job(job)
+    assert (stats["state"], stats["pri"], stats["time-left"] > 9 * year) == ("delayed", 5, True)
+    client.kick_job(job)
+    assert (client.stats_job(job)["state"], client.stats_job(job)["time-left"]) == ("ready", 0)
+
+
 def test_the_most_urgent_job_comes_first_and_of_equals_the_oldest(connect: Connect) -> None:
     client = connect()
     for body, priority in ((b"late", 9), (b"first", 5), (b"second", 5)):

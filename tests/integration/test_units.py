@@ -86,6 +86,7 @@ def test_a_unit_may_write_where_its_settings_defaults_are(unit: str) -> None:
         "reimzul-metrics.service": {"/srv/reimzul/notifier"},
         "reimzul-batch.service": {"/srv/reimzul/notifier", "/srv/reimzul/incoming"},
         "reimzul-notifier.service": {"/srv/reimzul/notifier", "/srv/reimzul/incoming", "/var/log/reimzul"},
+        "reimzul-pages.service": {"/srv/reimzul/pages", "/srv/reimzul/notifier"},
         "reimzul-repogen-worker@.service": {"/srv/reimzul/bstore", "/var/log/reimzul"},
         "reimzul-signer.service": {"/srv/reimzul/bstore", "/var/log/reimzul"},
         "reimzul-worker@.service": {

@@ -351,6 +351,7 @@ class Client:
             "age": int(server.clock.now - job.put_at),
             "delay": job.delay,
             "ttr": job.ttr,
+            "time-left": max(0, int(job.due - server.clock.now)) if job.state in (RESERVED, DELAYED) else 0,
             **job.counts,
         }
 

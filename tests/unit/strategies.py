@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from reimzul.core import validators
+from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.json_message import Message
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import (
@@ -79,7 +80,7 @@ json_values: SearchStrategy[Any] = st.recursive(
 )
 #: Kinds of message whose fields one of another kind may have as keys it does not know.
 _KINDS = (
-    BuildRequest, BuildEvent, Refusal, BuilderEvent, WorkerHeartbeat, RepogenRequest, SignRequest, Manifest,
+    BuildRequest, BuildEvent, Refusal, BuilderEvent, BatchEvent, WorkerHeartbeat, RepogenRequest, SignRequest, Manifest,
 )  # fmt: skip
 
 
@@ -178,6 +179,22 @@ builder_events = st.builds(
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
     extra=extras(BuilderEvent),
 )
+batch_events = st.builds(
+    BatchEvent,
+    batch=hexes(8),
+    status=st.sampled_from(BatchStatus.ALL),
+    key=build_ids,
+    target=targets,
+    submitter=submitters,
+    arches=st.lists(arches, max_size=3),
+    counts=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
+    text=words,
+    lines=st.lists(words, max_size=3),
+    scratch=st.booleans(),
+    at=moments,
+    owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
+    extra=extras(BatchEvent),
+)
 presences = st.builds(
     WorkerHeartbeat,
     host=hosts,
@@ -235,7 +252,7 @@ sign_requests = st.builds(
     extra=extras(SignRequest),
 )
 messages: SearchStrategy[Message] = st.one_of(
-    build_requests, build_events, refusals, builder_events, presences, repogen_requests, sign_requests
+    build_requests, build_events, refusals, builder_events, batch_events, presences, repogen_requests, sign_requests
 )
 
 files = st.builds(

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from reimzul.admin.main import COMMANDS
-from reimzul.core import batch_message, config, json_message, message, settings
+from reimzul.core import batch_event, batch_message, config, json_message, message, settings
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.manifest import File, Manifest
 
@@ -191,6 +191,7 @@ def test_the_page_of_commands_has_every_exit_code() -> None:
 MESSAGES = [
     message.BuildRequest, message.BuildEvent, message.Refusal, message.BuilderEvent, message.WorkerHeartbeat,
     message.RepogenRequest, message.SignRequest, batch_message.BatchRequest, batch_message.BatchOrder,
+    batch_event.BatchEvent,
 ]  # fmt: skip
 
 

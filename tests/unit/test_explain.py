@@ -13,7 +13,7 @@ from reimzul.admin.explain import explain, to_dict
 from reimzul.admin.lookup import builds_ahead, lowest_priority, queue_order
 from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.control import ControlFlag
-from reimzul.core.links import relink
+from reimzul.core.links import NO_LINKS, LinkRoots, relink
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
@@ -171,12 +171,16 @@ def test_the_command_that_builds_it_again_leaves_published_arches_alone(status: 
 @pytest.mark.parametrize("scratch", [False, True])
 def test_where_logs_have_no_link_a_path_or_a_command_stands(scratch: bool) -> None:
     place = f"{'scratch' if scratch else 'repo'}/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
-    failed = relink(leg("Building", "Failed", place=place, scratch=scratch), "http://bstore.example.org/")
+    failed = relink(
+        leg("Building", "Failed", place=place, scratch=scratch), LinkRoots(store="http://bstore.example.org/")
+    )
     command = f"Its logs: reimzul log {build_id(1)[:8]} --arch x86_64"
     assert (command if scratch else f"Its logs: http://bstore.example.org/{place}/") in said(facts(failed)).splitlines()
     if not scratch:
-        assert f"Its logs: on bstore: {place}" in said(facts(relink(failed, "")))
-    built = relink(leg("Building", "Success", place=place, scratch=scratch), "http://bstore.example.org/")
+        assert f"Its logs: on bstore: {place}" in said(facts(relink(failed, NO_LINKS)))
+    built = relink(
+        leg("Building", "Success", place=place, scratch=scratch), LinkRoots(store="http://bstore.example.org/")
+    )
     assert (f"Its files: on bstore: {place}" in said(facts(built))) == scratch
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from reimzul.core import sqlite as files
-from reimzul.core.links import PublicUrl
-from reimzul.core.settings import StoreSettings
+from reimzul.core.links import LinkSource
+from reimzul.core.settings import Settings, StoreSettings
 from reimzul.history import CORRUPT_PATTERN, BuildFilter, History, HistoryDamaged, open_history, repair_history
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import SinkUnavailable
@@ -65,7 +65,9 @@ def _asides(path: Path) -> list[Path]:
 
 
 def _sink(path: Path) -> HistorySink:
-    return HistorySink(f"sqlite://{path}", PublicUrl(StoreSettings(public_url="http://bstore.example.org/")))
+    return HistorySink(
+        f"sqlite://{path}", LinkSource(Settings(bstore=StoreSettings(public_url="http://bstore.example.org/")))
+    )
 
 
 def _damage(path: Path, harm: str) -> None:

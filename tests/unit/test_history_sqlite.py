@@ -95,3 +95,26 @@ def test_a_writer_that_is_busy_is_waited_for(history: History, url: str) -> None
     other.execute("ROLLBACK")
     history.record([event("Success")])
     other.close()
+
+
+def test_the_builds_of_a_file_of_an_earlier_version_are_numbered(history: History, url: str) -> None:
+    history.record([event("Success", 1), event("Success", 2)])
+    history.close()
+    with contextlib.closing(sqlite3.connect(url[len("sqlite://") :])) as db:
+        db.executescript("DROP INDEX builds_changed; ALTER TABLE builds DROP COLUMN changed;")
+    with (
+        pytest.raises(HistoryUnavailable, match="no such column"),
+        contextlib.closing(open_history(url, reading=True)) as reader,
+    ):
+        reader.last_change()
+    with contextlib.closing(open_history(url)) as upgraded:
+        assert len(upgraded.find_changed(0, 10)) == upgraded.last_change() == 2
+        upgraded.record([event("Failed", 3, arch="i386")])
+        assert [record.status for _, record in upgraded.find_changed(2, 10)] == ["Failed"]
+
+
+def test_changes_are_found_by_an_index(history: History, url: str) -> None:
+    history.record([event("Success")])
+    with contextlib.closing(sqlite3.connect(url[len("sqlite://") :])) as db:
+        plan = db.execute("EXPLAIN QUERY PLAN SELECT key FROM builds WHERE changed > 5 ORDER BY changed").fetchall()
+    assert "USING INDEX builds_changed" in plan[0][-1] or "USING COVERING INDEX builds_changed" in plan[0][-1]

@@ -22,6 +22,7 @@ PACKAGE = TOP / "reimzul"
 MODULES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
 PACKAGES = (
     "core", "history", "store", "plan", "submit", "worker", "repogen", "tosign", "notifier", "batch", "admin", "irc",
+    "pages",
 )  # fmt: skip
 #: Packages that also run on hosts without the controller's libraries.
 PACKAGES_OF_EVERY_HOST = ("core", "store", "submit", "worker", "repogen", "tosign")
@@ -34,6 +35,7 @@ ALLOWED_IMPORTS = {
     "repogen": ("reimzul.store",),
     "tosign": ("reimzul.store",),
     "admin": ("reimzul.history", "reimzul.store", "reimzul.plan"),
+    "pages": ("reimzul.history",),
 }
 #: The only modules that import a library: at most one in a package.
 LIBRARY_IMPORTERS = {
@@ -44,6 +46,7 @@ LIBRARY_IMPORTERS = {
     "pymongo": ["history/mongo.py"],
     "paho": ["core/mqtt.py", "irc/bot.py"],
     "irc": ["irc/connection.py"],
+    "jinja2": ["pages/rendering.py"],
 }
 #: Modules of core that need a library of the controller.
 OPTIONAL_MODULES = ("core/mqtt.py",)
@@ -130,18 +133,18 @@ def test_every_third_party_library_has_its_importers_listed() -> None:
 
 def test_every_imported_distribution_is_declared() -> None:
     common, controller, irc = map(declared_distributions, ("^dependencies", "^controller", "^irc"))
-    extras = {"history": controller, "notifier": controller, "irc": irc}
+    extras = {"history": controller, "notifier": controller, "pages": controller, "irc": irc}
     for module in MODULES:
         needed = {DISTRIBUTIONS.get(name, name) for name in third_party_imports(module)}
         extra = controller if module.as_posix() in OPTIONAL_MODULES else extras.get(package_of(module), set())
         assert needed <= common | extra, module
 
 
-@pytest.mark.parametrize("program", ["submit", "worker", "repogen", "tosign", "notifier", "admin"])
+@pytest.mark.parametrize("program", ["submit", "worker", "repogen", "tosign", "notifier", "admin", "pages"])
 def test_a_program_starts_without_optional_libraries(program: str) -> None:
     script = f"import sys, reimzul.{program}.{'main' if program == 'admin' else 'cli'}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout.decode()
-    assert not {"rpm", "pymongo", "paho", "honcho"} & {name.partition(".")[0] for name in loaded.split()}
+    assert not {"rpm", "pymongo", "paho", "honcho", "jinja2"} & {name.partition(".")[0] for name in loaded.split()}
 
 
 @pytest.mark.sources

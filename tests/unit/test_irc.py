@@ -20,6 +20,7 @@ from reimzul.irc.bot import (
     PendingMessages,
     RateLimiter,
 )
+from tests.events import batch_event
 
 RESULT = {
     "id": "one", "schema": 1, "status": "Failed", "srpm": "time-1.7-45.el7.src.rpm", "arch": "x86_64",
@@ -51,6 +52,18 @@ def test_without_a_link_a_line_says_where_the_logs_are() -> None:
     assert message("colours = no\n", url="", place=place).line.endswith(f"%build failed on bstore: {place}")
     assert message(url="", place=place * 3, reason="é" * 250).line.endswith(place * 3), "a path is not cut either"
     assert message("colours = no\n", url="").line.endswith("(johnny), %build failed")
+
+
+def test_a_batch_is_announced_where_each_of_its_arches_is() -> None:
+    rows = "[irc_channels]\nx86_64 = #intel\nc9s.aarch64 = #arm, #intel\n"
+    payload = {**batch_event().to_json(), "id": "two", "schema": 1}
+    said = formatter(rows).format(json.dumps(payload).encode())
+    assert said == IrcMessage(id="two", line=batch_event().text, channels=("#intel", "#arm"))
+
+
+def test_a_result_of_a_batchs_build_is_not_announced() -> None:
+    assert formatter().format(json.dumps({**RESULT, "batch": "5f0c12ab"}).encode()) is None
+    assert formatter().format(json.dumps({**RESULT, "batch": ""}).encode()) is not None
 
 
 def test_a_status_has_its_colour() -> None:

@@ -12,15 +12,26 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
-from reimzul.core.links import PUBLIC_URL_FILE, PublicUrl, describe_folder, find_folder, make_link, relink
+from reimzul.core.links import (
+    PUBLIC_URL_FILE,
+    LinkRoots,
+    LinkSource,
+    PublicUrl,
+    describe_files,
+    describe_folder,
+    find_folder,
+    relink,
+)
 from reimzul.core.message import BuildEvent
-from reimzul.core.settings import StoreSettings
+from reimzul.core.settings import PagesSettings, Settings, StoreSettings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history.build_record import BuildRecord, RecordedAttempt, apply_events
 from tests import webserver
 from tests.events import ATTEMPT, build_id, event
 
-ROOT = "http://bstore.example.org/"
+ROOT, PAGES = "http://bstore.example.org/", "http://farm.example.org:8080/"
+STORE = LinkRoots(store=ROOT)
+NOTHING, BOTH = LinkRoots(), LinkRoots(store=ROOT, pages=PAGES)
 URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
 PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
 SCRATCH = PLACE.replace("repo/", "scratch/")
@@ -28,11 +39,41 @@ ATTEMPTS = f"attempts/{build_id(1)}.i386.{ATTEMPT}"
 
 
 def test_a_place_in_repo_has_a_link_and_nothing_else_has() -> None:
-    assert make_link(ROOT, PLACE) == f"{ROOT}{PLACE}/"
+    assert STORE.make_link(PLACE) == f"{ROOT}{PLACE}/"
     snapshot = PLACE.replace("1.7-45", "1.7^git-45")
-    assert make_link(ROOT, snapshot) == f"{ROOT}{snapshot.replace('^', '%5E')}/"
-    assert [make_link(ROOT, folder) for folder in (SCRATCH, ATTEMPTS, "")] == ["", "", ""]
-    assert make_link("", PLACE) == ""
+    assert STORE.make_link(snapshot) == f"{ROOT}{snapshot.replace('^', '%5E')}/"
+    assert [STORE.make_link(folder) for folder in (SCRATCH, ATTEMPTS, "")] == ["", "", ""]
+    assert NOTHING.make_link(PLACE) == ""
+
+
+def test_with_pages_everything_has_a_link_and_a_build_has_a_page() -> None:
+    assert BOTH.make_link(PLACE) == f"{ROOT}{PLACE}/", "what bstore serves is not sent through the controller"
+    assert [BOTH.make_link(each) for each in (SCRATCH, ATTEMPTS)] == [
+        f"{PAGES}bstore/{SCRATCH}/",
+        f"{PAGES}bstore/{ATTEMPTS}/",
+    ]
+    assert LinkRoots(pages=PAGES).make_link(PLACE) == f"{PAGES}bstore/{PLACE}/"
+    assert BOTH.make_link("") == ""
+    assert BOTH.make_page_link(build_id(1)) == f"{PAGES}builds/{build_id(1)[:2]}/{build_id(1)}.html"
+    assert BOTH.make_page_link("") == "", "a build of the original has none"
+
+
+def test_a_build_is_described_by_its_page_and_an_attempt_by_its_logs() -> None:
+    page = BOTH.make_page_link(build_id(1))
+    told = event("Failed", place=PLACE, page="http://evil.example.org/")
+    assert (describe_files(relink(told, BOTH)), describe_files(relink(told, STORE))) == (page, f"{ROOT}{PLACE}/")
+    record = BuildRecord(build_id=build_id(1), place=PLACE)
+    assert describe_files(relink(record, BOTH)) == page
+    attempt = relink(RecordedAttempt(attempt=ATTEMPT, logs_folder=ATTEMPTS), BOTH)
+    assert describe_files(attempt) == f"{PAGES}bstore/{ATTEMPTS}/"
+
+
+def test_a_page_is_shown_and_not_stored() -> None:
+    record = relink(BuildRecord(build_id=build_id(1), place=PLACE), BOTH)
+    assert record.to_output()["page"] == BOTH.make_page_link(build_id(1))
+    assert "page" not in record.to_document()
+    (recorded,) = apply_events({}, [relink(event("Failed", place=PLACE), BOTH)]).values()
+    assert recorded.page == ""
 
 
 def test_what_has_no_link_is_a_path_or_a_command() -> None:
@@ -67,24 +108,24 @@ def test_the_folder_of_a_programs_url_is_known(url: str, folder: str) -> None:
 
 def test_an_event_of_a_builder_gets_the_link_for_people() -> None:
     told = event("Failed", place=PLACE, url=URLS.place(PLACE))
-    assert relink(told, ROOT) == attr.evolve(told, url=f"{ROOT}{PLACE}/", logs_folder=PLACE)
-    assert relink(told, "") == attr.evolve(told, url="", logs_folder=PLACE)
-    again = relink(relink(told, ""), ROOT)
+    assert relink(told, STORE) == attr.evolve(told, url=f"{ROOT}{PLACE}/", logs_folder=PLACE)
+    assert relink(told, NOTHING) == attr.evolve(told, url="", logs_folder=PLACE)
+    again = relink(relink(told, NOTHING), STORE)
     assert again.url == f"{ROOT}{PLACE}/", "the setting that holds when it is shown counts"
-    assert relink(again, ROOT) is again
+    assert relink(again, STORE) is again
     assert BuildEvent.decode(again.encode()) == again
 
 
 def test_logs_of_an_attempt_that_decided_nothing_have_no_link() -> None:
     told = event("Queued", attempt=ATTEMPT, url=URLS.attempt(build_id(1), "i386", ATTEMPT))
-    linked = relink(told, ROOT)
+    linked = relink(told, STORE)
     assert (linked.url, linked.logs_folder) == ("", ATTEMPTS)
 
 
 @pytest.mark.parametrize("kind", [BuildRecord, RecordedAttempt])
 def test_a_record_of_an_earlier_version_gets_one_too(kind: type[BuildRecord] | type[RecordedAttempt]) -> None:
     old = kind.from_document({"url": URLS.place(PLACE), "attempt": ATTEMPT, "note": "of another version"})
-    linked = relink(old, ROOT)
+    linked = relink(old, STORE)
     assert linked.url == f"{ROOT}{PLACE}/"
     assert linked.to_document() == {**old.to_document(), "url": linked.url, "logs_folder": PLACE}
 
@@ -92,7 +133,7 @@ def test_a_record_of_an_earlier_version_gets_one_too(kind: type[BuildRecord] | t
 def test_the_history_keeps_where_the_logs_of_each_attempt_are() -> None:
     failed = event("Queued", attempt=ATTEMPT, at=1.0, job=7, url=URLS.attempt(build_id(1), "i386", ATTEMPT))
     second = event("Failed", at=2.0, attempt="1763800002-0000000b", place=PLACE, url=URLS.place(PLACE))
-    (record,) = apply_events({}, [relink(failed, ROOT), relink(second, ROOT)]).values()
+    (record,) = apply_events({}, [relink(failed, STORE), relink(second, STORE)]).values()
     assert [(each.logs_folder, each.url) for each in record.attempts] == [(ATTEMPTS, ""), (PLACE, f"{ROOT}{PLACE}/")]
     assert (record.url, record.logs_folder) == (f"{ROOT}{PLACE}/", PLACE)
 
@@ -140,6 +181,8 @@ def test_bstore_is_asked_where_nothing_is_set(tmp_path: Path) -> None:
     finally:
         webserver.close(server)
     assert PublicUrl(store).get() == "", "a bstore that is away has no links"
+    settings = Settings(bstore=store, pages=PagesSettings(url=PAGES))
+    assert LinkSource(settings).get() == LinkRoots(pages=PAGES), "its pages are on the controller"
 
 
 def test_an_answer_outlives_a_bstore_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,34 +18,35 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
-from reimzul.core.message import BuilderEvent, BuildEvent
+from reimzul.core.links import LinkRoots
+from reimzul.core.message import BuilderEvent
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.outbox import KEEP_SECONDS, Outbox
-from reimzul.notifier.sinks.mail import MailSink, MailState, MailWriter, Recipients, subject
-from tests.events import event, refusal
+from reimzul.notifier.sinks.mail import MailedEvent, MailSink, MailState, MailWriter, Recipients, subject
+from tests.events import batch_event, event, refusal
 from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
 ROOT = "http://bstore.example.org/"
 PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
-WRITER = MailWriter(sender="buildsys@example.org", public_url=ROOT)
+WRITER = MailWriter(sender="buildsys@example.org", roots=LinkRoots(store=ROOT))
 ME = ("me@example.org",)
 
 
-def mail(told: BuildEvent | BuilderEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
+def mail(told: MailedEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
     """The mail as it is read."""
     parsed = email.message_from_bytes(WRITER.format_mail(told, recipients), policy=email.policy.default)
     assert isinstance(parsed, EmailMessage)
     return parsed
 
 
-def _written(writer: MailWriter, told: BuildEvent | BuilderEvent) -> str:
+def _written(writer: MailWriter, told: MailedEvent) -> str:
     parsed = email.message_from_bytes(writer.format_mail(told, ME), policy=email.policy.default)
     assert isinstance(parsed, EmailMessage)
     return str(parsed.get_content()).replace("\r\n", "\n")
 
 
-def text(told: BuildEvent | BuilderEvent) -> str:
+def text(told: MailedEvent) -> str:
     """Its text as it is read."""
     return _written(WRITER, told)
 
@@ -170,6 +171,32 @@ def test_a_builder_in_quarantine_is_mailed_about_with_what_to_do() -> None:
     assert back["In-Reply-To"] == told["In-Reply-To"]
     assert back["Message-ID"] != told["Message-ID"]
     assert mail(held(at=9.0))["Message-ID"] != told["Message-ID"]
+
+
+def test_a_batch_that_rests_is_mailed_about_with_why() -> None:
+    sent = mail(batch_event())
+    assert sent["Subject"] == "[reimzul] Batch 5f0c12ab for c9s rests: 2 members behind 1 failed"
+    assert (sent["X-Reimzul-Batch"], sent["X-Reimzul-Status"]) == ("5f0c12ab", "Resting")
+    said = text(batch_event())
+    assert "1 x %build failed: a.c:1: error: no (gcc.x86_64); 2 members behind it\n" in said
+    assert " Members      : 37 published, 1 failed, 2 held\n" in said
+    assert said.endswith("More: reimzul batch show 5f0c12ab\n")
+    assert sent["References"] == mail(batch_event(status="Over"))["References"]
+
+
+def test_builds_of_a_batch_are_not_mailed_about_one_by_one() -> None:
+    sink = MailSink(settings(""))
+    assert sink.accepts(event("Failed"))
+    assert not sink.accepts(event("Failed", batch="5f0c12ab"))
+    assert sink.accepts(batch_event())
+
+
+def test_a_batchs_mail_goes_to_the_recipients_of_all_its_arches_and_its_submitter() -> None:
+    given = "[mail]\nnotifications = true\nto_submitter = true\nsubmitter_domain = example.org\n"
+    rows = "[mail_rcpts]\nx86_64 = a@example.org\naarch64 = b@example.org, a@example.org\n"
+    read = parse_settings(given + rows, "here")
+    found = Recipients(read.mail, read.mail_rcpts).addresses_for(batch_event())
+    assert found == ["a@example.org", "b@example.org", "johnny@example.org"]
 
 
 def test_a_builders_mail_goes_to_the_recipients_of_all_its_arches(tmp_path: Path) -> None:

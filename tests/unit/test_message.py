@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.core import message as messages
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.json_message import MAX_BYTES, MAX_DEPTH, MAX_EXTRA, Message
 from reimzul.core.manifest import Manifest
@@ -39,6 +40,7 @@ DECODERS: list[Callable[[bytes], Message]] = [
     BuildEvent.decode,
     Refusal.decode,
     BuilderEvent.decode,
+    BatchEvent.decode,
     WorkerHeartbeat.decode,
     RepogenRequest.decode,
     SignRequest.decode,
@@ -82,7 +84,13 @@ def test_what_encodes_decodes_to_the_same(sound: Message) -> None:
     assert again.extra == sound.extra
 
 
-@given(strategies.build_events | strategies.refusals | strategies.builder_events | strategies.presences)
+@given(
+    strategies.build_events
+    | strategies.refusals
+    | strategies.builder_events
+    | strategies.batch_events
+    | strategies.presences
+)
 def test_each_kind_of_news_is_known_from_the_others(event: messages.NotifyMessage) -> None:
     assert decode_event(event.encode()) == event
 

@@ -48,8 +48,9 @@ def listed(
         return tuple(filter(None, map(str.strip, words.split(","))))
 
     return PackageContent(
-        name=name, arch=arch, epoch="0", location=f"{of or name}/20260101000000/{release}.x86_64/{name}.rpm",
-        source=of or name, source_evr=release, files=split(files), requires=split(requires),
+        name=name, arch=arch, epoch="0", evr=release, source=of or name, source_evr=release,
+        location=f"{of or name}/20260101000000/{release}.x86_64/{name}.rpm", files=split(files),
+        requires=split(requires),
         provides=(Provide(name, "EQ", f"0:{release}"), *map(Provide, split(provides))),
     )  # fmt: skip
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import fs
+from reimzul.core import fs, incoming
 from reimzul.core.sqlite import transaction
 from reimzul.notifier.outbox import Outbox, SinkDeliveries
-from reimzul.submit import sources
 from tests.events import event
 from tests.powercut import Recorder, write_tree
 
@@ -24,7 +23,7 @@ NEW = "new\n"
 def copy_in(top: Path) -> None:
     source = top.parent / "source"
     source.write_text(NEW)
-    sources._copy_in(source, top / "a.src.rpm")
+    incoming._copy_in(source, top / "a.src.rpm")
 
 
 def write(top: Path) -> None:

@@ -10,14 +10,15 @@ import jsonschema
 import pytest
 from hypothesis import given
 
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.sinks.mqtt import SCHEMA, messages
 from tests.events import event, refusal
 from tests.schemas import check, schema
-from tests.unit.strategies import build_events, builder_events, refusals
+from tests.unit.strategies import batch_events, build_events, builder_events, refusals
 
-EVENTS, RESULTS = "reimzul/builds/events", "reimzul/builds/results"
+BATCHES, EVENTS, RESULTS = "reimzul/builds/batches", "reimzul/builds/events", "reimzul/builds/results"
 
 
 def accepted(told: Event) -> None:
@@ -41,18 +42,29 @@ def test_every_word_on_a_builder_is_accepted(told: BuilderEvent) -> None:
     accepted(told)
 
 
+@given(batch_events)
+def test_every_event_of_a_batch_is_accepted(told: BatchEvent) -> None:
+    accepted(told)
+
+
+def test_the_topic_of_batches_has_the_events_of_batches() -> None:
+    described = {name: value for name, value in schema(BATCHES).items() if not name.startswith("$")}
+    assert described == {**schema(EVENTS)["$defs"]["batch"], "title": "<topic>/builds/batches"}
+
+
 def test_an_event_of_the_originals_worker_is_accepted() -> None:
     accepted(BuildEvent(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", status="Failed", submitter="root"))
 
 
-@pytest.mark.parametrize("topic", [EVENTS, RESULTS])
+@pytest.mark.parametrize("topic", [BATCHES, EVENTS, RESULTS])
 def test_a_schema_is_one(topic: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(topic))
 
 
 def test_every_field_has_a_row_in_the_schema() -> None:
     rows = schema(EVENTS)["$defs"]
-    for kind, name in ((BuildEvent, "build"), (Refusal, "refusal"), (BuilderEvent, "builder")):
+    kinds = {"build": BuildEvent, "refusal": Refusal, "builder": BuilderEvent, "batch": BatchEvent}
+    for name, kind in kinds.items():
         fields = {field.name for field in attr.fields(kind)} - {"extra", "owed"}
         assert set(rows[name]["properties"]) == fields | {"schema", "id"}
         assert rows[name]["properties"]["schema"]["const"] == SCHEMA

@@ -529,8 +529,30 @@ def test_repositories_are_public_only_by_the_option(system: System) -> None:
     assert "    listen 8080;\n" in text
     assert 8080 in plan.ports
     put(system, roles.PUBLIC, text)
-    assert roles.current_public_port(system) == 8080
+    assert roles.current_port(system, roles.PUBLIC) == 8080
     assert roles.plan_role("bstore", system, RoleOptions(hosts=hosts)).removed == {roles.PUBLIC: "nginx"}
+
+
+def test_the_pages_are_served_only_by_the_option(system: System) -> None:
+    assert roles.PAGES not in paths("controller", system)
+    plan = roles.plan_role("controller", system, RoleOptions(pages_port=8080))
+    (text,) = [file.text for file in plan.files if file.path == roles.PAGES]
+    assert text == (CONF / "nginx-pages.conf").read_text().replace("listen 80;", "listen 8080;")
+    assert (plan.units[-1], 8080 in plan.ports) == (roles.PAGES_UNIT, True)
+    put(system, roles.PAGES, text)
+    plan = roles.plan_role("controller", system, RoleOptions())
+    assert (plan.removed, plan.unwanted) == ({roles.PAGES: "nginx"}, (roles.PAGES_UNIT,))
+
+
+def test_the_pages_are_served_from_their_folder_and_the_store_from_where_this_host_reaches_it(system: System) -> None:
+    settings = {("pages", "folder"): "/var/pages", ("bstore", "base_url"): "http://localhost/bstore/repo"}
+    plan = roles.plan_role("controller", system, RoleOptions(pages_port=80, settings=settings))
+    (text,) = [file.text for file in plan.files if file.path == roles.PAGES]
+    assert "    root /var/pages;\n" in text
+    assert "        proxy_pass http://127.0.0.1/bstore/;\n" in text
+    for folder in ("/var/my pages", "/var/pages;}", "/var/$pages"):
+        with pytest.raises(InputError, match=r"^\[pages\] folder: nginx does not accept '"):
+            roles.plan_role("controller", system, RoleOptions(pages_port=80, settings={("pages", "folder"): folder}))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuilderEvent, BuildEvent, Event
 from reimzul.core.settings import BeanstalkdSettings, Settings
 from reimzul.history.result_rules import Notification, news_kind
@@ -25,7 +26,7 @@ from reimzul.notifier.sinks.batch import BatchSink, shorten
 from reimzul.notifier.sinks.logfile import LogSink, format_line
 from reimzul.notifier.sinks.mqtt import messages
 from tests.conftest import free_port
-from tests.events import build_id, event, refusal
+from tests.events import batch_event, build_id, event, refusal
 
 
 def notice(told: Event, *, doubtful: bool = False) -> Notification:
@@ -186,9 +187,17 @@ def test_a_published_link_is_the_public_one() -> None:
     place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
     told = event("Failed", place=place, url=f"http://localhost:11081/bstore/{place}/")
     for root, url in (("http://bstore.example.org/", f"http://bstore.example.org/{place}/"), ("", "")):
-        published = [json.loads(payload) for _, payload in messages("reimzul", notice(told), root)]
+        published = [json.loads(payload) for _, payload in messages("reimzul", notice(told), LinkRoots(store=root))]
         assert [(each.get("url", ""), each["place"]) for each in published] == [(url, place), (url, place)]
         assert "localhost" not in json.dumps(published)
+
+
+def test_with_pages_what_is_published_has_the_link_to_the_builds_page() -> None:
+    roots = LinkRoots(pages="http://farm.example.org/")
+    for _, payload in messages("reimzul", notice(event("Failed")), roots):
+        assert json.loads(payload)["page"] == f"http://farm.example.org/builds/{build_id(1)[:2]}/{build_id(1)}.html"
+    for _, payload in messages("reimzul", notice(refusal()), roots):
+        assert "page" not in json.loads(payload)
 
 
 def test_what_is_owed_is_nobodys_business() -> None:
@@ -224,6 +233,20 @@ def test_what_becomes_of_a_builder_is_a_line_and_an_event(tmp_path: Path) -> Non
     ((topic, payload),) = messages("reimzul", notice(told))
     assert topic == "reimzul/builds/events"
     assert json.loads(payload)["builder"] == "b1.example.org"
+
+
+def test_what_concerns_a_batch_is_a_line_and_an_event_on_two_topics() -> None:
+    told = batch_event()
+    text = "Batch 5f0c12ab for c9s rests: 2 members behind 1 failed (submitted by johnny)"
+    assert format_line(told).endswith(f"] Batch 5f0c12ab status Resting: {text}")
+    published = dict(messages("reimzul", notice(told)))
+    assert list(published) == ["reimzul/builds/events", "reimzul/builds/batches"]
+    assert json.loads(published["reimzul/builds/batches"])["counts"] == {"published": 37, "failed": 1, "held": 2}
+
+
+def test_a_result_names_the_batch_of_its_build() -> None:
+    published = dict(messages("reimzul", notice(event("Failed", batch="5f0c12ab"))))
+    assert json.loads(published["reimzul/builds/results"])["batch"] == "5f0c12ab"
 
 
 # --- batch

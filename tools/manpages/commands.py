@@ -29,8 +29,12 @@ PROGRAMS = {
     "reimzul-notifier": "reimzul.notifier.cli",
     "reimzul-batch": "reimzul.batch.cli",
     "reimzul-irc": "reimzul.irc.cli",
+    "reimzul-pages": "reimzul.pages.cli",
 }
-DAEMONS = ("reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-batch", "reimzul-irc")
+DAEMONS = (
+    "reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-batch", "reimzul-irc",
+    "reimzul-pages",
+)  # fmt: skip
 _ALWAYS = ("reimzul(1)", "reimzul.ini(5)")
 
 

@@ -276,11 +276,13 @@ def _check_event_key(host: Host) -> Iterator[Result]:
 
 def folder_checks(host: Host) -> list[Check]:
     settings = host.settings
+    has_pages = settings.pages.url and settings.pages.folder.is_dir()  # another host may make them
     #: role, setting, folder, and whether it must be writable and whether its disk is checked
     rows = (
         (CONTROLLER, "incoming", settings.incoming.folder, True, True),
         (CONTROLLER, "ledger", settings.notifier.ledger.parent, True, True),
         (CONTROLLER, "logfile", settings.logs.logfile.parent, True, False),
+        (CONTROLLER if has_pages else "", "pages", settings.pages.folder, True, True),
         (BSTORE, "root", settings.bstore.root, False, True),
         (BUILDER, "results", settings.worker.results, True, True),
         (BUILDER, "mock_roots", settings.worker.mock_roots, False, True),

@@ -42,7 +42,7 @@ from reimzul.admin.doctor import (
 from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import STORE, Service, format_address, restart_hint, services, used_services
 from reimzul.admin.setup.files import System
-from reimzul.admin.setup.roles import current_public_port
+from reimzul.admin.setup.roles import PAGES, PUBLIC, current_port
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramNotFound
 from reimzul.core.process import spawn, wait_until_exit
@@ -103,14 +103,14 @@ def _check_listeners(host: Host) -> Result:
     sockets = dict(_list_public_sockets())
     owners = _find_socket_owners(sockets)
     ours = {22, *(section.accept[1] for section in host.stunnel.sections if not section.is_client)}  # 22: ssh
-    public = current_public_port(System.at_root(Path("/"))) if host.has_role(BSTORE) and host.is_installed else 0
+    public = _list_public_ports(host)
     others: list[str] = []
     for inode, (address, port) in sorted(sockets.items(), key=lambda item: item[1][1]):
         name = owners.get(inode, "")
         # The MQTT broker may serve subscribers on other hosts: it authenticates them by their certificates.
         is_mqtt = host.has_role(CONTROLLER) and name == "mosquitto" and port == host.settings.mqtt.port
-        # As may nginx where setup has it serve repo/ to all.
-        is_public = host.has_role(BSTORE) and name in ("", "nginx") and port == public
+        # As may nginx where setup has it serve repo/ or the pages to all.
+        is_public = name in ("", "nginx") and port in public
         if not (name in ALLOWED or (port in ours and name in ("", "systemd")) or is_mqtt or is_public):
             others.append(f"{name or 'an unknown program'} on {address}:{port}")
     recommend(
@@ -121,6 +121,14 @@ def _check_listeners(host: Host) -> Result:
         + ("; to serve repo/ to all: reimzul setup bstore --public-port PORT" if host.has_role(BSTORE) else ""),
     )
     return ok("only stunnel and sshd listen on public addresses")
+
+
+def _list_public_ports(host: Host) -> list[int]:
+    """The ports where setup has nginx serve everybody."""
+    if not host.is_installed:
+        return []
+    system, files = System.at_root(Path("/")), {BSTORE: PUBLIC, CONTROLLER: PAGES}
+    return [current_port(system, file) for role, file in files.items() if host.has_role(role)]
 
 
 def _list_public_sockets() -> Iterator[tuple[str, tuple[str, int]]]:

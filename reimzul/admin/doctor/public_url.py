@@ -28,6 +28,8 @@ def _check_public_url(host: Host) -> Result:
     """Fetch repo/ as a person would. Whether it is our store shows by the repodata of a target."""
     settings = host.settings.bstore
     url = settings.public_url or ask_public_url(settings.base_url)
+    if not url and host.settings.pages.url:
+        return ok("bstore has no public port: links lead to the pages, and to the store through their web server")
     if not url:
         return ok("people get paths and commands instead of links: bstore has no public port")
     try:
@@ -48,12 +50,12 @@ def _check_public_url(host: Host) -> Result:
         f"all links begin with {url}, and the web server answers {response.status} for {url}repo/",
         _HINT,
     )
-    differing = next(_find_difference(settings.base_url, f"{url}repo/"), "")
+    differing = next(find_difference(settings.base_url, f"{url}repo/"), "")
     require(not differing, f"all links begin with {url}, which is not our store: {differing} differs", _HINT)
     return ok(f"{url} serves the store, and links begin with it")
 
 
-def _find_difference(base: str, public: str) -> Iterator[str]:
+def find_difference(base: str, public: str) -> Iterator[str]:
     """Yield the file by which the public store differs from ours. Raises `OSError`."""
     for target in parse_store_listing(fetch(base)[1])[:_MAX_TARGETS]:
         path = f"{target}/repodata/repomd.xml"

@@ -405,8 +405,9 @@ def _list_units(host: Host) -> Iterator[str]:
     yield from (unit for unit in units if host.needs_stunnel or unit != "stunnel@reimzul")
     if host.has_role(CONTROLLER) and host.settings.mqtt.notifications and host.settings.mqtt.host in LOCAL:
         yield "mosquitto"
-    if any(ENABLED_UNITS.glob("*.wants/reimzul-irc.service")):
-        yield "reimzul-irc"
+    for unit in ("reimzul-pages", "reimzul-irc"):
+        if any(ENABLED_UNITS.glob(f"*.wants/{unit}.service")):
+            yield unit
 
 
 def _check_unit(unit: str) -> Results:

@@ -114,7 +114,8 @@ def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] 
     }
     paths = [*plan.removed, *(diff.spec.path for diff in diffs)]
     reread = bool(pending) or any(path.startswith("/etc/systemd/system/") for path in paths)
-    steps = [*first, *firewall_steps(system, plan.ports), *_unit_steps(system, plan, affected, reread)]
+    ports = (*firewall_steps(system, plan.ports), *firewall_steps(system, plan.closed_ports, close=True))
+    steps = [*first, *ports, *_unit_steps(system, plan, affected, reread)]
     foreign = [path for path in plan.removed if roles.is_foreign(system, path)]
     return SetupWork(diffs=diffs, removed=list(plan.removed), foreign=foreign, pending=affected, steps=steps)
 

@@ -99,9 +99,10 @@ def command() -> None:
 @click.option("--mock-configs", metavar="URL", help="For the builders' lines printed: mock's configurations, in git.")
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
+@click.option("--pages-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve the farm's pages; 0: stop.")
 def controller(
     add_bstore: str | None, controller: str | None, bstore: str | None, mock_configs: str | None,
-    public_url: str | None, with_mqtt: bool, mqtt_listen: str | None, **given: Any,
+    public_url: str | None, with_mqtt: bool, mqtt_listen: str | None, pages_port: int | None, **given: Any,
 ) -> int:  # fmt: skip
     """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier, reimzul-batch.
 
@@ -115,6 +116,7 @@ def controller(
       reimzul setup controller
       reimzul setup controller --add-bstore bstore.example.org --add-builder b1 --add-builder b2
       reimzul setup controller --revoke b2
+      reimzul setup controller --pages-port 80
       reimzul setup controller --list
     """
     setup = _SetupRun("controller", add_bstore=add_bstore, **given, public_url=public_url)
@@ -134,14 +136,15 @@ def controller(
     setup.require_known_hosts(peers)
     configs = roles.parse_git_url(mock_configs) if mock_configs else "URL"
     options = RoleOptions(keys=result, own_key=psk.format_own_key(own.keys), hosts=peers, event_keys=event_keys)
-    key_change = setup.only_keys and not (with_mqtt or mqtt_listen)
+    key_change = setup.only_keys and not (with_mqtt or mqtt_listen or pages_port is not None)
     if key_change:
         plan = roles.plan_keys("controller", setup.system, options, new_own_key=own.changed)
     else:
         listen = _parse_host(mqtt_listen) if mqtt_listen else None
         services, settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
         settings = {("batch", "enabled"): "true", **settings}
-        plan = roles.plan_role("controller", setup.system, attr.evolve(options, services=services, settings=settings))
+        options = attr.evolve(options, services=services, settings=settings)
+        plan = roles.plan_role("controller", setup.system, setup.add_pages(options, pages_port, names["CONTROLLER"]))
     folders = () if key_change else roles.batch_folder_steps(setup.system)
     setup.carry_out(plan, result.made, add_bstore or "", first=folders)
     setup.print_commands_for_others(result, add_bstore, {**names, "URL": configs})
@@ -181,7 +184,7 @@ def bstore(
         setup.carry_out(roles.plan_keys("bstore", system, options), result.made)
         return 0
     identity = setup.ask_identity(name, controller=controller)
-    port = roles.current_public_port(system) if public_port is None else public_port
+    port = roles.current_port(system, roles.PUBLIC) if public_port is None else public_port
     options = RoleOptions(
         keys=result,
         settings=setup.settings,
@@ -319,6 +322,15 @@ class _SetupRun:
         """The controller's keys of events, and the one made: bstore gets it with its own, or with --new-event-key."""
         present, given = self.system.text(psk.EVENT_KEYS) or "", (self.keys or {}).get(psk.EVENTS, "")
         return psk.change_event_keys(present, given, bstore_is_new or self.given["new_event_key"])
+
+    def add_pages(self, options: RoleOptions, port: int | None, own_name: str) -> RoleOptions:
+        """The options with the pages at a port, at none with 0, or with None as they are; links lead to them."""
+        url = roles.find_pages_url(port, own_name, self.system)
+        settings = {**({} if url is None else {("pages", "url"): url}), **options.settings}
+        if port and url:
+            self.options.print(f"links that people get lead to {settings['pages', 'url']}")
+        port = roles.current_port(self.system, roles.PAGES) if port is None else port
+        return attr.evolve(options, pages_port=port, settings=settings)
 
     def given_event_key(self) -> str:
         """bstore's file of the key of events, if the key was given."""

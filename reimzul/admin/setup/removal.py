@@ -62,9 +62,9 @@ def _find_dead_settings(system: System, removed: Iterable[str]) -> ini.Settings:
 
 
 def _list_ports(role: str, system: System) -> list[int]:
-    public = roles.current_public_port(system) if role == "bstore" else 0
+    public = {"bstore": roles.PUBLIC, "controller": roles.PAGES}.get(role, "")
     broker = mqtt.PORT if system.resolve(mqtt.CONFIGURATION).exists() else 0
-    return [port for port in (*roles.PORTS[role], public, broker) if port]
+    return [port for port in (*roles.PORTS[role], public and roles.current_port(system, public), broker) if port]
 
 
 def _glob(system: System, pattern: str) -> Iterator[Path]:

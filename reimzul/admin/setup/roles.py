@@ -41,6 +41,8 @@ FOLDERS = "/etc/tmpfiles.d/reimzul-bstore.conf"
 PUBLIC = "/etc/nginx/conf.d/reimzul-public.conf"
 #: The root of links to repo/, which nginx gives to the controller.
 PUBLIC_URL = "/etc/reimzul/public-url"
+#: The farm's pages for everybody, and the daemon that makes them.
+PAGES, PAGES_UNIT = "/etc/nginx/conf.d/reimzul-pages.conf", "reimzul-pages"
 #: What other hosts reach: docs/install.md, "Ports".
 PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
 
@@ -49,6 +51,8 @@ _INSTANCES = {"bstore": "reimzul-repogen-worker", "builder": "reimzul-worker"}
 _SINGLE_UNITS = {"controller": ("reimzul-notifier", "reimzul-batch"), "bstore": ("reimzul-signer",)}
 #: What stands for a host in conf/stunnel-*.conf, by the port that is connected to there.
 _PEERS_BY_PORT = {"13100": "CONTROLLER", "11081": "BSTORE"}
+#: Characters that nginx would not read as themselves in a path or a URL.
+_UNUSABLE_IN_NGINX = re.compile(r"""[\s"'\\$;{}]""")
 #: A section that only this role's configuration of stunnel has.
 _SECTIONS = {"controller": "beanstalkd-server", "bstore": "rsyncd-server", "builder": "rsyncd"}
 
@@ -67,6 +71,7 @@ class Plan:
     unwanted: tuple[str, ...] = ()  #: units to disable
     removed: Mapping[str, str] = attr.field(factory=dict)  #: files to remove, and the unit that has to notice
     ports: tuple[int, ...] = ()
+    closed_ports: tuple[int, ...] = ()  #: that an earlier run opened
 
 
 _PAST_TENSES = {"make": "made", "stop": "stopped"}
@@ -99,6 +104,7 @@ class RoleOptions:
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
     public_url: str = ""  #: what people reach it by
+    pages_port: int = 0  #: where the controller serves the farm's pages to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
     event_keys: str = ""  #: the text of the file of the keys of events; empty: it stays as it is
     services: Plan = attr.field(factory=Plan)  #: what further services need: mosquitto
@@ -106,22 +112,25 @@ class RoleOptions:
 
 def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     template, further = _INSTANCES.get(role, ""), options.services
-    ours = _role_units(role, options.instances)
+    daemons = _role_units(role, options.instances)
+    ours = (*daemons, *((PAGES_UNIT,) if options.pages_port else ()))
     surplus = [f"{template}@{n}" for n in system.instances(template) if n > options.instances]
     files = (
         *_missing_packaged_files(role, system, ours),
         *_role_files(role, system, options),
-        *_event_keys_file(options, ours),
+        *_event_keys_file(options, daemons),
         *_settings_file(system, options, ours),
         *further.files,
     )
-    public = (options.public_port,) if options.public_port else ()
+    public = tuple(filter(None, (options.public_port, options.pages_port)))
+    former = (current_port(system, path) for path in (PUBLIC, PAGES))
     return Plan(
         files=files,
         units=(*_backends(role, system), *further.units, TUNNEL, *ours),
-        unwanted=(*_conflicting_units(role, system), *surplus),
+        unwanted=(*_conflicting_units(role, system), *surplus, *_ended_units(role, system, options)),
         removed=_files_to_remove(role, system, options),
         ports=(*PORTS[role], *public, *further.ports),
+        closed_ports=tuple(port for port in former if port and port not in public),
     )
 
 
@@ -144,7 +153,8 @@ def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool
 def list_units(role: str, system: System) -> list[str]:
     """The units of a role that are enabled on this host, in the order they are started in."""
     instances = (f"{_INSTANCES.get(role)}@{n}" for n in system.instances(_INSTANCES.get(role, "")))
-    return [*_backends(role, system), TUNNEL, *instances, *_SINGLE_UNITS.get(role, ())]
+    pages = (PAGES_UNIT,) if role == "controller" and current_port(system, PAGES) else ()
+    return [*_backends(role, system), TUNNEL, *instances, *_SINGLE_UNITS.get(role, ()), *pages]
 
 
 def _backends(role: str, system: System) -> tuple[str, ...]:
@@ -170,9 +180,9 @@ def find_hosts(tunnels: str) -> dict[str, str]:
     return {_PEERS_BY_PORT[port]: host for host, port in found if port in _PEERS_BY_PORT and host not in unknown}
 
 
-def current_public_port(system: System) -> int:
-    """The port where this host serves repo/ to everybody; 0 if it does not."""
-    found = re.search(r"^    listen (\d+);$", system.text(PUBLIC) or "", re.MULTILINE)
+def current_port(system: System, path: str) -> int:
+    """The port where `PUBLIC` or `PAGES` has nginx serve everybody; 0 if the file does not exist."""
+    found = re.search(r"^    listen (\d+);$", system.text(path) or "", re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -183,9 +193,26 @@ def find_public_url(given: str | None, port: int, own_name: str, system: System)
         url = parse_optional_url(text)
     except ValueError as error:
         raise InputError(f"[bstore] public_url: {error}") from None
+    return url or _make_url(own_name, port)
+
+
+def _make_url(own_name: str, port: int) -> str:
+    """The URL of this host's web server at a port for everybody; empty without a port."""
     names = (own_name, local_hostname())
     host = next((name for name in names if "." in name), own_name)
-    return url or (f"http://{host}{'' if port == 80 else f':{port}'}/" if port else "")
+    return f"http://{host}{'' if port == 80 else f':{port}'}/" if port else ""
+
+
+def find_pages_url(port: int | None, own_name: str, system: System) -> str | None:
+    """What [pages] url has to be once the pages are at a new port, or at none with 0; None: it stays as it is.
+
+    A URL that a person has set stays while there are pages: a proxy may serve them.
+    """
+    if port is None:
+        return None
+    present = current_setting(system, "pages", "url")
+    was_made = present in ("", _make_url(own_name, current_port(system, PAGES)))
+    return _make_url(own_name, port) if was_made or not port else None
 
 
 def current_accepted_keys(system: System) -> dict[str, str]:
@@ -337,6 +364,8 @@ def _role_files(role: str, system: System, options: RoleOptions) -> Iterator[Fil
     if options.public_port:
         text = read_template("nginx-public.conf").replace("    listen 80;\n", f"    listen {options.public_port};\n")
         yield FileSpec(path=PUBLIC, text=text, restarts=("nginx",))
+    if options.pages_port:
+        yield FileSpec(path=PAGES, text=_fill_pages(system, options), restarts=("nginx",))
     if options.public_url:
         yield FileSpec(path=PUBLIC_URL, text=f"{options.public_url}\n")
 
@@ -348,6 +377,28 @@ def _nginx_files(role: str, system: System) -> Iterator[FileSpec]:
     text = remove_stock_server(present)
     if text != present:
         yield FileSpec(path=path, text=text, patched=True, backup=f"{path}.before-reimzul", restarts=("nginx",))
+
+
+def _fill_pages(system: System, options: RoleOptions) -> str:
+    """The server block of the pages: their port, their folder, and the store as this host reaches it."""
+
+    def find_setting(section: str, key: str) -> str:
+        text = options.settings.get((section, key)) or current_setting(system, section, key)
+        if found := _UNUSABLE_IN_NGINX.search(text):
+            raise InputError(f"[{section}] {key}: nginx does not accept {found[0]!r} there")
+        return text.rstrip("/")
+
+    # nginx would try both addresses that localhost has, and stunnel listens on one
+    store = find_setting("bstore", "base_url").replace("//localhost", "//127.0.0.1", 1)
+    changes = {
+        "    listen 80;": f"    listen {options.pages_port};",
+        "/srv/reimzul/pages": find_setting("pages", "folder"),
+        "http://127.0.0.1:11081/bstore/": store.removesuffix("repo"),
+    }
+    text = read_template("nginx-pages.conf")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
 
 
 def remove_stock_server(text: str) -> str:
@@ -380,6 +431,7 @@ def _files_to_remove(role: str, system: System, options: RoleOptions) -> dict[st
         (STOCK_SITE, "nginx", role != "builder"),
         (PUBLIC, "nginx", role == "bstore" and not options.public_port),
         (PUBLIC_URL, "", role == "bstore" and not options.public_url),
+        (PAGES, "nginx", role == "controller" and not options.pages_port),
         # an earlier version had rsyncd show workers of the original another folder as repo/
         (f"{UNIT_FOLDERS[0]}/{rsync}.service.d/reimzul-originals.conf", rsync, role == "bstore"),
         (OWN_KEY, TUNNEL, role == "controller" and not options.own_key),
@@ -392,7 +444,7 @@ def is_foreign(system: System, path: str) -> bool:
     if path == STOCK_SITE:
         rows = (row.partition("#")[0] for row in read_site(system, path).splitlines())
         return " ".join(" ".join(rows).split()) not in ("", _STOCK_SITE_TEXT)
-    return path == PUBLIC and not is_ours(system, path)
+    return path in (PUBLIC, PAGES) and not is_ours(system, path)
 
 
 def read_site(system: System, path: str) -> str:
@@ -409,6 +461,12 @@ def read_site(system: System, path: str) -> str:
 def _rsync_unit(system: System) -> str:
     """Debian's name of it, or that of Fedora and EL."""
     return next((name for name in ("rsync", "rsyncd") if system.has_unit(name)), "rsync")
+
+
+def _ended_units(role: str, system: System, options: RoleOptions) -> Iterator[str]:
+    """Daemons that are no longer asked for. A person may have enabled one without setup: that one stays."""
+    if role == "controller" and not options.pages_port and current_port(system, PAGES):
+        yield PAGES_UNIT
 
 
 def _conflicting_units(role: str, system: System) -> Iterator[str]:

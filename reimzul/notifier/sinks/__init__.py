@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
-from reimzul.core.links import PublicUrl, relink_event
+from reimzul.core.links import LinkSource, relink_event
 from reimzul.core.settings import Settings
 from reimzul.history import (
     History,
@@ -32,21 +32,21 @@ class HistorySink(Sink):
 
     name = "history"
 
-    def __init__(self, url: str, public_url: PublicUrl) -> None:
-        self._url, self._public_url = url, public_url
+    def __init__(self, url: str, links: LinkSource) -> None:
+        self._url, self._links = url, links
         self._history: Optional[History] = None
         self._is_checked = self._is_damaged = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> HistorySink:
         history_class(settings.history.url)  # a missing library is an error at the start
-        return cls(settings.history.url, PublicUrl(settings.bstore))
+        return cls(settings.history.url, LinkSource(settings))
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         try:
             self._history = self._history or self._open()
-            public_url = self._public_url.get()
-            self._history.record([relink_event(notice.event, public_url) for notice in notices])
+            roots = self._links.get()
+            self._history.record([relink_event(notice.event, roots) for notice in notices])
         except HistoryUnavailable as error:
             self._is_damaged = isinstance(error, HistoryDamaged)
             self.close()

@@ -31,7 +31,7 @@ from reimzul.core import validators
 from reimzul.core.batch_event import BatchEvent
 from reimzul.core.errors import ConfigError
 from reimzul.core.formatting import format_time, format_timestamp
-from reimzul.core.links import PublicUrl, describe_folder, make_link, relink
+from reimzul.core.links import NO_LINKS, LinkRoots, LinkSource, describe_folder, relink
 from reimzul.core.message import NAMESPACE, BuilderEvent, BuildEvent, Event, Refusal, Status
 from reimzul.core.retry import LogThrottle
 from reimzul.core.setting_parsers import parse_address
@@ -86,7 +86,7 @@ class MailSink(Sink):
     def __init__(self, settings: Settings) -> None:
         self._settings: MailSettings = settings.mail
         self._outbox: Path = settings.notifier.ledger
-        self._public_url = PublicUrl(settings.bstore)
+        self._links = LinkSource(settings)
         self._recipients = Recipients(settings.mail, settings.mail_rcpts)
         self._session: Optional[SmtpSession] = None
         self._state: Optional[MailState] = None
@@ -151,7 +151,7 @@ class MailSink(Sink):
         lacking = [each for each in recipients if each not in sent_to]
         if not lacking:
             return True
-        writer = MailWriter(sender=self._settings.mail_from, public_url=self._public_url.get())
+        writer = MailWriter(sender=self._settings.mail_from, roots=self._links.get())
         content = writer.format_mail(event, recipients)
         self._session = self._session or SmtpSession(self._settings)
         result = self._session.send(self._settings.mail_from, lacking, content)
@@ -278,7 +278,7 @@ class MailWriter:
     """
 
     sender: str
-    public_url: str = ""  #: the root of links; empty: there are none
+    roots: LinkRoots = NO_LINKS  #: what links begin with
 
     def format_mail(self, event: MailedEvent, recipients: Sequence[str]) -> bytes:
         if isinstance(event, BuildEvent):
@@ -358,11 +358,10 @@ class MailWriter:
                 yield from ("", *event.first_error.splitlines())
 
     def _find_logs(self, event: BuildEvent) -> str:
-        folder = relink(event, self.public_url).logs_folder
-        link = make_link(self.public_url, folder)
-        if link:
+        linked = relink(event, self.roots)
+        if link := linked.page or linked.url:
             return f" available at {link}"
-        where = describe_folder("", folder) or "nowhere that is known"
+        where = describe_folder("", linked.logs_folder) or "nowhere that is known"
         return f" {where}" if where.startswith("on ") else f": {where}"
 
     def _id(self, left: str) -> str:

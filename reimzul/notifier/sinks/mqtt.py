@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from reimzul.core.batch_event import BatchEvent
 from reimzul.core.errors import ConfigError
-from reimzul.core.links import PublicUrl, relink_event
+from reimzul.core.links import NO_LINKS, LinkRoots, LinkSource, relink_event
 from reimzul.core.message import BuildEvent, Status
 from reimzul.core.settings import MqttSettings, Settings
 from reimzul.history.result_rules import Notification
@@ -35,13 +35,13 @@ ACK_SECONDS = 10.0
 
 _RESULT_KEYS = (
     "srpm", "status", "target", "arch", "timestamp", "submitter",
-    "build_id", "evr", "pkgname", "builder_fqdn", "reason", "url", "place", "batch",
+    "build_id", "evr", "pkgname", "builder_fqdn", "reason", "url", "place", "page", "batch",
 )  # fmt: skip
 
 
-def messages(topic: str, notice: Notification, public_url: str = "") -> list[tuple[str, bytes]]:
+def messages(topic: str, notice: Notification, roots: LinkRoots = NO_LINKS) -> list[tuple[str, bytes]]:
     """Return topic and payload of each message that an event is published as."""
-    event = relink_event(notice.event, public_url)
+    event = relink_event(notice.event, roots)
     about = {"schema": SCHEMA, "id": "/".join(notice.name)}
     fields = {name: value for name, value in event.to_json().items() if name != "owed"}
     published = [(f"{topic}/builds/events", _payload({**fields, **about}))]
@@ -60,8 +60,8 @@ def _payload(fields: dict[str, Any]) -> bytes:
 class MqttSink(Sink):
     name = "mqtt"
 
-    def __init__(self, settings: MqttSettings, public_url: PublicUrl) -> None:
-        self._settings, self._public_url = settings, public_url
+    def __init__(self, settings: MqttSettings, links: LinkSource) -> None:
+        self._settings, self._links = settings, links
         self._connection: Optional[MqttConnection] = None
 
     @classmethod
@@ -74,7 +74,7 @@ class MqttSink(Sink):
             raise ConfigError(
                 f"[mqtt] notifications: paho-mqtt is not installed ({error}): pip install 'reimzul[controller]'"
             ) from error
-        return cls(settings.mqtt, PublicUrl(settings.bstore))
+        return cls(settings.mqtt, LinkSource(settings))
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         from reimzul.core.mqtt import MqttConnection, MqttUnavailable
@@ -83,9 +83,9 @@ class MqttSink(Sink):
             if self._connection is not None and self._connection.fault:
                 self.close()
             self._connection = connection = self._connection or MqttConnection(self._settings)
-            public_url = self._public_url.get()
+            roots = self._links.get()
             for notice in notices:
-                connection.send(notice.name, messages(self._settings.topic, notice, public_url))
+                connection.send(notice.name, messages(self._settings.topic, notice, roots))
         except MqttUnavailable as error:
             raise SinkUnavailable(str(error)) from error
         until = time.monotonic() + ACK_SECONDS

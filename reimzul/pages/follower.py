@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows the history and the heartbeats: takes over what has changed, and notes which pages show it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history.workers import WorkerRecord
+from reimzul.pages.farm_pages import FARM
+from reimzul.pages.index import AttemptRow, BuildRow, PageIndex
+from reimzul.pages.list_pages import describe_worker
+from reimzul.pages.page_kinds import PAGE_KINDS, BuildChange
+from reimzul.pages.rendering import is_page_name
+
+log = logging.getLogger(__name__)
+
+#: Changes that are taken over at once.
+_BATCH = 250
+#: Numbers of changes that are read again: another writer's lower one may become readable after a higher one.
+_OVERLAP = 200
+#: Builds that one look asks the history for, to find those that it has no more; seconds until all are asked for again.
+_SWEEP_BATCH, _SWEEP_PAUSE_SECONDS = 10, 86400.0
+_FOLLOWED, _SWEPT, _SWEEP_AT = "followed", "swept", "sweep at"
+
+
+class HistoryFollower:
+    def __init__(self, index: PageIndex) -> None:
+        self._index = index
+        self._seen: dict[int, None] = {}  #: numbers of changes that were taken over last
+
+    def follow(self, history: History) -> bool:
+        """Take over some changes; return whether that were all. Raises `HistoryUnavailable`."""
+        last = int(self._index.get_fact(_FOLLOWED) or 0)
+        if history.last_change() < last:
+            log.warning("the history is older than the pages: a backup came back, or it was made again")
+            last = 0
+            self._seen.clear()
+            with self._index.transaction():
+                self._index.set_fact(_SWEPT, "")
+                self._index.set_fact(_SWEEP_AT, "0")
+        overlap = min(_OVERLAP, len(self._seen))
+        found = history.find_changed(last - overlap, _BATCH + overlap)
+        news = [(number, record) for number, record in found if number not in self._seen]
+        with self._index.transaction():
+            for _, record in news:
+                if record.build_id:  # the original's have none, and no page
+                    self._take_over(record)
+            self._index.set_fact(_FOLLOWED, str(max([last, *(number for number, _ in news)])))
+        self._seen.update(dict.fromkeys(number for number, _ in news))
+        for number in list(self._seen)[: -2 * _OVERLAP]:
+            del self._seen[number]
+        return len(news) < _BATCH
+
+    def _take_over(self, record: BuildRecord) -> None:
+        before, after, attempts = self._index.save(record)
+        has_new_name = any([self._index.add_name(kind, name) for kind, name in _names_of(after, attempts)])
+        mark_changed(self._index, before, after, attempts, has_new_name=has_new_name)
+
+    def sweep(self, history: History) -> None:
+        """Find builds that the history has no more, some at a time. Raises `HistoryUnavailable`."""
+        if time.time() < float(self._index.get_fact(_SWEEP_AT) or 0):
+            return
+        build_ids = self._index.list_build_ids(self._index.get_fact(_SWEPT), _SWEEP_BATCH)
+        gone = [each for each in build_ids if not history.find_builds(BuildFilter(build_id=each), 1)]
+        with self._index.transaction():
+            for build_id in gone:
+                self._forget(build_id)
+            self._index.set_fact(_SWEPT, build_ids[-1] if build_ids else "")
+            if not build_ids:
+                self._index.set_fact(_SWEEP_AT, str(time.time() + _SWEEP_PAUSE_SECONDS))
+
+    def _forget(self, build_id: str) -> None:
+        log.info("the history does not have build %s any more: its page is removed", build_id)
+        for row in self._index.find_build_rows("build_id = ? AND key >= ?", build_id, build_id):
+            mark_changed(self._index, None, row, (), has_new_name=False)
+        for (builder,) in self._index.select(
+            "SELECT DISTINCT builder FROM attempts WHERE key >= ? AND key < ?", f"{build_id}.", f"{build_id}/"
+        ):
+            self._index.mark_due("builder", builder, 0.0, 0.0)
+        self._index.forget_build(build_id)
+
+
+def _names_of(row: BuildRow, attempts: Sequence[AttemptRow]) -> list[tuple[str, str]]:
+    return [("package", row.package), ("target", row.target), *(("builder", each.builder) for each in attempts)]
+
+
+def mark_changed(
+    index: PageIndex,
+    before: Optional[BuildRow],
+    after: BuildRow,
+    attempts: Sequence[AttemptRow],
+    *,
+    has_new_name: bool,
+) -> None:
+    """Note that the pages which show a build on an arch are to be rendered."""
+    change = BuildChange(index=index, before=before, after=after, attempts=attempts, has_new_name=has_new_name)
+    for kind, row in PAGE_KINDS.items():
+        for name in row.names(change):
+            index.mark_due(kind, name, row.delay, row.pause)
+
+
+class HeartbeatFollower:
+    """Notes that the first page, and the page of a builder, show a change of a worker."""
+
+    #: What changes with every heartbeat, and is worth no rendering.
+    _PASSING = ("heard", "load", "free_bytes")
+
+    def __init__(self, index: PageIndex, load: Callable[[], Sequence[WorkerRecord]]) -> None:
+        self._index, self._load = index, load
+        self._known: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    def follow(self) -> Sequence[WorkerRecord]:
+        """Return all processes. Raises `WorkersUnavailable`."""
+        processes, now = self._load(), time.time()
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for each in processes:
+            shown = describe_worker(each, now)
+            key = (each.heartbeat.host, each.role, each.heartbeat.instance)
+            found[key] = {name: value for name, value in shown.items() if name not in self._PASSING}
+        changed = {key[0] for key in found.keys() | self._known.keys() if found.get(key) != self._known.get(key)}
+        if changed:
+            self._mark(changed, {key[0] for key in found})
+            self._known = found
+        return processes
+
+    def _mark(self, changed: set[str], hosts: set[str]) -> None:
+        with self._index.transaction():
+            self._index.mark_due("now", FARM, 0.0, PAGE_KINDS["now"].pause)
+            for host in filter(is_page_name, changed):
+                if host in hosts and self._index.add_name("builder", host):
+                    self._index.mark_due("search", FARM, PAGE_KINDS["search"].delay, PAGE_KINDS["search"].pause)
+                self._index.mark_due("builder", host, PAGE_KINDS["builder"].delay, PAGE_KINDS["builder"].pause)

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's own SQLite file: a row for each build on an arch and each attempt, and which pages are due.
+
+It is made from the history and may be removed at any time. One transaction takes over some changes of the history,
+notes the pages that show them as due, and stores the number of the last change; a page stops being due after its file
+has been renamed. So a kill at any moment costs no more than rendering some pages again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Optional
+
+import attr
+
+from reimzul.core.errors import ReimzulError, translate_errors
+from reimzul.core.failure_cause import find_cause
+from reimzul.core.sqlite import is_intact, open_database, transaction
+from reimzul.core.store_paths import leg_key
+from reimzul.history import BuildRecord
+from reimzul.history.build_record import BuildState
+
+#: Changed whenever the tables are: a file of another version is made again.
+_VERSION = 1
+FAILURES = (BuildState.FAILED, BuildState.REJECTED)
+SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS builds (
+    key TEXT PRIMARY KEY, position TEXT NOT NULL, build_id TEXT NOT NULL, timestamp TEXT NOT NULL,
+    package TEXT NOT NULL, evr TEXT NOT NULL, target TEXT NOT NULL, arch TEXT NOT NULL, submitter TEXT NOT NULL,
+    scratch INTEGER NOT NULL, state TEXT NOT NULL, builder TEXT NOT NULL, tube TEXT NOT NULL, queued REAL NOT NULL,
+    started REAL NOT NULL, ended REAL NOT NULL, duration REAL, wait REAL, cause TEXT NOT NULL, why TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS builds_target ON builds (target, position);
+CREATE INDEX IF NOT EXISTS builds_package ON builds (package, position);
+CREATE INDEX IF NOT EXISTS builds_state ON builds (state, position);
+CREATE INDEX IF NOT EXISTS builds_cause ON builds (cause, position) WHERE cause <> '';
+CREATE INDEX IF NOT EXISTS builds_position ON builds (position);
+CREATE TABLE IF NOT EXISTS attempts (
+    key TEXT NOT NULL, number INTEGER NOT NULL, position TEXT NOT NULL, builder TEXT NOT NULL, state TEXT NOT NULL,
+    at REAL NOT NULL, duration REAL, why TEXT NOT NULL, PRIMARY KEY (key, number)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attempts_builder ON attempts (builder, position);
+CREATE TABLE IF NOT EXISTS names (kind TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL, since TEXT NOT NULL,
+    PRIMARY KEY (kind, name, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pages (
+    kind TEXT NOT NULL, name TEXT NOT NULL, due REAL, rendered REAL NOT NULL, PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS pages_due ON pages (due) WHERE due IS NOT NULL;
+CREATE TABLE IF NOT EXISTS checks (build_id TEXT PRIMARY KEY, due REAL NOT NULL, gone INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS checks_due ON checks (due) WHERE gone = 0;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class IndexUnavailable(ReimzulError):
+    """The daemon's own file cannot be read or written now."""
+
+
+@attr.frozen(kw_only=True)
+class BuildRow:
+    """A build on an arch, as lists show it. Times are seconds since 1970, 0 if unknown."""
+
+    key: str
+    position: str  #: its place in the order of all builds: timestamp and key
+    build_id: str
+    timestamp: str
+    package: str
+    evr: str
+    target: str
+    arch: str
+    submitter: str
+    scratch: int
+    state: str
+    builder: str
+    tube: str
+    queued: float
+    started: float
+    ended: float
+    duration: Optional[float]
+    wait: Optional[float]
+    cause: str  #: the id of the cause of its failure
+    why: str  #: that cause for a person, or what it waits for
+
+    @classmethod
+    def from_record(cls, record: BuildRecord) -> BuildRow:
+        key = leg_key(record.build_id, record.arch)
+        cause = find_cause(record.reason, record.error_line, record.package) if record.state in FAILURES else None
+        return cls(
+            key=key,
+            position=record.timestamp + key,
+            build_id=record.build_id,
+            timestamp=record.timestamp,
+            package=record.package,
+            evr=record.evr or record.srpm,
+            target=record.target,
+            arch=record.arch,
+            submitter=record.submitter,
+            scratch=int(record.scratch),
+            state=record.state,
+            builder=record.builder_fqdn,
+            tube=record.tube or record.arch,
+            queued=record.queued_at,
+            started=record.attempt_start,
+            ended=0.0 if record.is_unfinished else record.at,
+            duration=record.duration,
+            wait=record.wait,
+            cause=cause.id if cause else "",
+            why=(cause.text if cause else record.comment or record.waits_for or record.reason)[:300],
+        )
+
+
+@attr.frozen(kw_only=True)
+class AttemptRow:
+    """An attempt of a builder, as its page shows it."""
+
+    key: str
+    number: int
+    position: str
+    builder: str
+    state: str
+    at: float
+    duration: Optional[float]
+    why: str
+
+    @classmethod
+    def list_of(cls, record: BuildRecord) -> list[AttemptRow]:
+        key = leg_key(record.build_id, record.arch)
+        return [
+            cls(
+                key=key,
+                number=number,
+                position=f"{each.heard or each.at:017.3f}{key}",
+                builder=each.builder_fqdn,
+                state=each.state,
+                at=each.ended_at if each.is_over else each.heard or each.at,
+                duration=each.finished - each.started if 0 < each.started <= each.finished else None,
+                why=each.reason[:300],
+            )
+            for number, each in enumerate(record.attempts, 1)
+            if each.builder_fqdn
+        ]
+
+
+@attr.frozen
+class DuePage:
+    kind: str
+    name: str
+    due: float
+
+
+_BUILD_COLUMNS = ", ".join(each.name for each in attr.fields(BuildRow))
+_ATTEMPT_COLUMNS = ", ".join(each.name for each in attr.fields(AttemptRow))
+
+
+def _upsert(table: str, row: type) -> str:
+    return f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(attr.fields(row)))})"
+
+
+_UPSERT_BUILD, _UPSERT_ATTEMPT = _upsert("builds", BuildRow), _upsert("attempts", AttemptRow)
+
+
+class PageIndex:
+    """An instance belongs to one thread. Every method raises `IndexUnavailable`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; one that is damaged or of another version is removed and made again."""
+        self._path = path
+        with self._translating_errors():
+            if not is_intact(path) or self._find_version() not in (0, _VERSION):
+                for suffix in ("-shm", "-wal", ""):
+                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+            self._db = open_database(path, _SCHEMA, synchronous="NORMAL")
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _find_version(self) -> int:
+        if not self._path.exists():
+            return 0
+        with contextlib.closing(sqlite3.connect(str(self._path))) as db:
+            return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._translating_errors(), transaction(self._db):
+            yield
+
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return translate_errors(
+            {(OSError, sqlite3.Error): lambda error: IndexUnavailable(f"{self._path}: cannot be used: {error}")}
+        )
+
+    def select(self, query: str, *values: object) -> list[Any]:
+        """Run a query of a page."""
+        with self._translating_errors():
+            return self._db.execute(query, values).fetchall()
+
+    def _execute(self, statement: str, *values: object) -> int:
+        with self._translating_errors():
+            return self._db.execute(statement, values).rowcount
+
+    # --- facts
+
+    def get_fact(self, name: str) -> str:
+        rows = self.select("SELECT value FROM facts WHERE name = ?", name)
+        return str(rows[0][0]) if rows else ""
+
+    def set_fact(self, name: str, value: str) -> None:
+        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", name, value)
+
+    # --- builds and attempts
+
+    def save(self, record: BuildRecord) -> tuple[BuildRow | None, BuildRow, list[AttemptRow]]:
+        """Take over a record; return its row before and now, and its attempts."""
+        row, attempts = BuildRow.from_record(record), AttemptRow.list_of(record)
+        before = self.find_build_rows("key = ?", row.key)
+        with self._translating_errors():
+            self._db.execute(_UPSERT_BUILD, attr.astuple(row, recurse=False))
+            self._db.executemany(_UPSERT_ATTEMPT, [attr.astuple(each, recurse=False) for each in attempts])
+        return (before[0] if before else None), row, attempts
+
+    def find_build_rows(self, where: str, *values: object, order: str = "", limit: int = -1) -> list[BuildRow]:
+        names = [each.name for each in attr.fields(BuildRow)]
+        rows = self.select(f"SELECT {_BUILD_COLUMNS} FROM builds WHERE {where} {order} LIMIT ?", *values, limit)
+        return [BuildRow(**dict(zip(names, row))) for row in rows]
+
+    def find_attempt_rows(self, builder: str, since: str, until: str) -> list[AttemptRow]:
+        names = [each.name for each in attr.fields(AttemptRow)]
+        query = (
+            f"SELECT {_ATTEMPT_COLUMNS} FROM attempts WHERE builder = ? AND position >= ? AND position < ?"
+            " ORDER BY position DESC"
+        )
+        rows = self.select(query, builder, since, until)
+        return [AttemptRow(**dict(zip(names, row))) for row in rows]
+
+    def forget_build(self, build_id: str) -> None:
+        """Drop what is known of a build that the history has no more."""
+        for table in ("builds", "attempts"):
+            self._execute(f"DELETE FROM {table} WHERE key >= ? AND key < ?", f"{build_id}.", f"{build_id}/")
+        self._execute("DELETE FROM checks WHERE build_id = ?", build_id)
+
+    # --- names
+
+    def add_name(self, kind: str, name: str) -> bool:
+        """Remember a name; return whether it is new."""
+        return self._execute("INSERT OR IGNORE INTO names VALUES (?, ?)", kind, name) > 0
+
+    def drop_name(self, kind: str, name: str) -> None:
+        self._execute("DELETE FROM names WHERE kind = ? AND name = ?", kind, name)
+
+    def list_names(self, kind: str) -> list[str]:
+        return [name for (name,) in self.select("SELECT name FROM names WHERE kind = ? ORDER BY name", kind)]
+
+    # --- parts of long lists
+
+    def find_part(self, kind: str, name: str, position: str) -> int:
+        """Return the number of the part of a list that a position belongs to; 1 if the list has no parts yet."""
+        query = "SELECT number FROM parts WHERE kind = ? AND name = ? AND since <= ? ORDER BY number DESC LIMIT 1"
+        rows = self.select(query, kind, name, position)
+        return int(rows[0][0]) if rows else 1
+
+    def list_parts(self, kind: str, name: str) -> list[str]:
+        """Return where each part begins, the oldest first; that of the oldest is empty."""
+        query = "SELECT since FROM parts WHERE kind = ? AND name = ? ORDER BY number"
+        return ["", *(since for (since,) in self.select(query, kind, name))]
+
+    def add_part(self, kind: str, name: str, number: int, since: str) -> None:
+        self._execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", kind, name, number, since)
+
+    # --- pages
+
+    def mark_due(self, kind: str, name: str, delay: float, pause: float) -> None:
+        """Have a page rendered in `delay` seconds, and not before `pause` seconds after the last time."""
+        now = time.time()
+        statement = (
+            "INSERT INTO pages VALUES (?, ?, ?, 0) ON CONFLICT (kind, name) DO UPDATE"
+            " SET due = min(coalesce(due, 9e12), max(excluded.due, rendered + ?))"
+        )
+        self._execute(statement, kind, name, now + delay, pause)
+
+    def list_due(self, limit: int, *, newest_first: bool, without: Collection[str] = ()) -> list[DuePage]:
+        """Return pages to render, without some kinds."""
+        kinds = ", ".join("?" * len(without))
+        order = "DESC" if newest_first else "ASC"
+        query = (
+            f"SELECT kind, name, due FROM pages WHERE due IS NOT NULL AND due <= ? AND kind NOT IN ({kinds})"
+            f" ORDER BY due {order} LIMIT ?"
+        )
+        return [DuePage(*row) for row in self.select(query, time.time(), *without, limit)]
+
+    def hasten(self) -> None:
+        """Have all pages that are due later rendered now."""
+        self._execute("UPDATE pages SET due = ? WHERE due > ?", time.time(), time.time())
+
+    def count_due(self) -> int:
+        return int(self.select("SELECT count(*) FROM pages WHERE due IS NOT NULL AND due <= ?", time.time())[0][0])
+
+    def mark_rendered(self, pages: Iterable[DuePage]) -> None:
+        """Note that pages are rendered, unless they have become due again meanwhile."""
+        now = time.time()
+        with self.transaction():
+            for page in pages:
+                statement = "UPDATE pages SET due = NULL, rendered = ? WHERE kind = ? AND name = ? AND due = ?"
+                self._execute(statement, now, page.kind, page.name, page.due)
+
+    def postpone(self, page: DuePage, seconds: float) -> None:
+        statement = "UPDATE pages SET due = ? WHERE kind = ? AND name = ?"
+        self._execute(statement, time.time() + seconds, page.kind, page.name)
+
+    def mark_all_due(self, since: float) -> None:
+        """Have all pages rendered again that were rendered after a moment."""
+        self._execute("UPDATE pages SET due = coalesce(due, ?) WHERE rendered >= ?", time.time(), since)
+
+    def list_build_ids(self, after: str, limit: int) -> list[str]:
+        query = "SELECT DISTINCT build_id FROM builds WHERE key > ? ORDER BY key LIMIT ?"
+        return [build_id for (build_id,) in self.select(query, f"{after}/" if after else "", limit)]
+
+    def drop_page(self, kind: str, name: str) -> None:
+        self._execute("DELETE FROM pages WHERE kind = ? AND name = ?", kind, name)
+
+    # --- looks into the store
+
+    def plan_check(self, build_id: str, at: float) -> None:
+        self._execute("INSERT OR REPLACE INTO checks VALUES (?, ?, 0)", build_id, at)
+
+    def list_checks(self, limit: int) -> list[str]:
+        query = "SELECT build_id FROM checks WHERE gone = 0 AND due <= ? ORDER BY due LIMIT ?"
+        return [build_id for (build_id,) in self.select(query, time.time(), limit)]
+
+    def mark_pruned(self, build_id: str) -> None:
+        self._execute("UPDATE checks SET gone = 1 WHERE build_id = ?", build_id)
+
+    def is_pruned(self, build_id: str) -> bool:
+        return bool(self.select("SELECT 1 FROM checks WHERE build_id = ? AND gone = 1", build_id))
