@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Callable
 
 from reimzul.batch.actions import ActionRunner
@@ -149,20 +150,25 @@ class BatchDaemon(Daemon[BatchMessage]):
 
     def _advance_batches(self, broker: Broker) -> bool:
         """Take one round of decisions for all batches; return whether any state changed."""
-        for batch in self.batches.open.values():
-            announce_news(broker, batch)
         active = self.batches.active()
         rooms = self.throttle.deal(broker, [each.state for each in active])
         has_changed = False
         for batch, room in zip(active, rooms):
-            try:
-                has_changed |= self._advance_batch(self._runner(broker, batch), room)
-            except ReimzulError:
-                raise
-            except Exception as error:
-                log.exception("a bug in Reimzul")
-                self.batches.set_aside(batch.id, f"a bug in Reimzul: {error!r}")
+            has_changed |= self._isolate(batch, partial(self._advance_batch, self._runner(broker, batch), room))
+        for batch in list(self.batches.open.values()):
+            self._isolate(batch, partial(announce_news, broker, batch))
         return has_changed
+
+    def _isolate(self, batch: OpenBatch, work: Callable[[], bool]) -> bool:
+        """Work on a batch and return whether it changed; a bug stops that batch alone."""
+        try:
+            return work()
+        except ReimzulError:
+            raise
+        except Exception as error:
+            log.exception("a bug in Reimzul")
+            self.batches.set_aside(batch.id, f"a bug in Reimzul: {error!r}")
+            return False
 
     def _advance_batch(self, runner: ActionRunner, room: Mapping[str, int]) -> bool:
         runner.kick_pending()
@@ -200,9 +206,10 @@ class BatchDaemon(Daemon[BatchMessage]):
         return ActionRunner(broker, batch, self.ping_watchdog)
 
 
-def announce_news(broker: Broker, batch: OpenBatch) -> None:
+def announce_news(broker: Broker, batch: OpenBatch) -> bool:
     """Announce what people are to be notified of, then note that; repeated after a kill, it has the same key."""
     news = batch.find_news()
     for each in news:
         broker.announce(each)
     batch.record([announced_entry(each, time.time()) for each in news])
+    return bool(news)

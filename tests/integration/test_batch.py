@@ -97,6 +97,8 @@ def test_siblings_go_on_when_a_member_fails_and_a_retry_takes_those_along_that_w
         assert f"batch {BATCH_ID} rests: 1 failed, 1 held, 2 published" in stand.log
         stand.order(broker, "retry", "left")
         stand.wait_until_over()
+        until(lambda: len(farm.news) == 3, 10, "people are notified")
+    assert [each.status for each in farm.news] == ["NewCause", "Resting", "Over"]
     assert farm.started.count("left") == 2
     assert stand.states()["app"] == "published"
 
