@@ -183,7 +183,7 @@ class FakeFarm:
         self.is_building = threading.Event()  #: whether builders take jobs
         self.is_building.set()
         self.events: list[BuildEvent] = []
-        self.notices: list[BatchEvent] = []  #: what people are notified of
+        self.news: list[BatchEvent] = []
         self.started: list[str] = []  #: packages, in the order their builds began
         self.began_after: dict[str, set[str]] = {}  #: what was published when a build began
         self.published: set[str] = set()
@@ -221,8 +221,8 @@ class FakeFarm:
         """Pass what was announced on to the history and to `batch`."""
         claims = list(itertools.islice(iter(lambda: broker.reserve({NOTIFY.name: NOTIFY}, 0), None), 500))
         events = [each.message for each in claims if isinstance(each.message, BuildEvent)]
-        self.notices += [each.message for each in claims if isinstance(each.message, BatchEvent)]
         self.events += events
+        self.news += [each.message for each in claims if isinstance(each.message, BatchEvent)]
         self.record(events)
         for event in events:
             if event.batch or event.held is not None or event.status in (*Status.FINAL, Status.PUBLISHED):

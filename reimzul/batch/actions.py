@@ -25,7 +25,6 @@ from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube, cancel_tube
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildRequest, Status
 from reimzul.core.validators import TIMESTAMP_FORMAT
-from reimzul.plan.announcements import announced_entry, find_announcements
 from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
 from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.state import MemberProgress, MemberState
@@ -66,12 +65,6 @@ class ActionRunner:
             elif isinstance(each, (Rest, Finish)):
                 self._stop(each)
         return self.batch.changed_at != before
-
-    def announce_news(self) -> None:
-        """Notify people of what they were not notified of yet, and note that."""
-        for event in find_announcements(self.state):
-            self.broker.announce(event)
-            self.batch.record([announced_entry(event, time.time())])
 
     # --- put
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Callable
 
 from reimzul.batch.actions import ActionRunner
@@ -24,6 +25,7 @@ from reimzul.core.beanstalk import BATCH, Broker, ReservedJob
 from reimzul.core.daemon import RESERVE_SECONDS, Daemon, Outcome
 from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal
+from reimzul.plan.announcements import announced_entry
 from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.journal import Entry
 from reimzul.plan.state import MemberState
@@ -152,21 +154,26 @@ class BatchDaemon(Daemon[BatchMessage]):
         rooms = self.throttle.deal(broker, [each.state for each in active])
         has_changed = False
         for batch, room in zip(active, rooms):
-            try:
-                has_changed |= self._advance_batch(self._runner(broker, batch), room)
-            except ReimzulError:
-                raise
-            except Exception as error:
-                log.exception("a bug in Reimzul")
-                self.batches.set_aside(batch.id, f"a bug in Reimzul: {error!r}")
+            has_changed |= self._isolate(batch, partial(self._advance_batch, self._runner(broker, batch), room))
+        for batch in list(self.batches.open.values()):
+            self._isolate(batch, partial(announce_news, broker, batch))
         return has_changed
+
+    def _isolate(self, batch: OpenBatch, work: Callable[[], bool]) -> bool:
+        """Work on a batch and return whether it changed; a bug stops that batch alone."""
+        try:
+            return work()
+        except ReimzulError:
+            raise
+        except Exception as error:
+            log.exception("a bug in Reimzul")
+            self.batches.set_aside(batch.id, f"a bug in Reimzul: {error!r}")
+            return False
 
     def _advance_batch(self, runner: ActionRunner, room: Mapping[str, int]) -> bool:
         runner.kick_pending()
         runner.delete_pending()
-        has_changed = runner.run(decide(runner.state, self._look_around(runner.batch, room)))
-        runner.announce_news()
-        return has_changed
+        return runner.run(decide(runner.state, self._look_around(runner.batch, room)))
 
     def _look_around(self, batch: OpenBatch, room: Mapping[str, int]) -> Surroundings:
         """Find out what the waiting members' targets provide."""
@@ -197,3 +204,12 @@ class BatchDaemon(Daemon[BatchMessage]):
 
     def _runner(self, broker: Broker, batch: OpenBatch) -> ActionRunner:
         return ActionRunner(broker, batch, self.ping_watchdog)
+
+
+def announce_news(broker: Broker, batch: OpenBatch) -> bool:
+    """Announce what people are to be notified of, then note that; repeated after a kill, it has the same key."""
+    news = batch.find_news()
+    for each in news:
+        broker.announce(each)
+    batch.record([announced_entry(each, time.time()) for each in news])
+    return bool(news)

@@ -270,7 +270,7 @@ def test_a_build_with_after_survives_kills_and_is_built_once(stand: Stand, broke
         until(lambda: "other" in farm.published, 10, "the other is published while nobody is here to notice")
         stand.start()
         until(lambda: "single" in farm.published, 15, "it is built")
-        until(lambda: broker.tube_stats(BATCH.name).is_empty, 10, "all is read")
+        until(lambda: '"state":"over"' in stand.single_log.read_text(), 10, "its end is noted")
         stand.kill()
         stand.start()
         until(lambda: stand.single_log.read_text() == "", 10, "nothing of it is left")
@@ -305,7 +305,7 @@ def test_a_single_build_waits_for_what_it_misses_as_long_as_it_may(stand: Stand,
         broker.put(arch_tube(ARCH), request("hasty", OTHER_ID, dep_wait=1), priority=PRIORITY)
         until(lambda: [e for e in farm.events if e.build_id == OTHER_ID and e.status == Status.FAILED], 20, "it fails")
         failed = next(each for each in farm.events if each.status == Status.FAILED)
-        assert failed.reason.startswith("nobody provides nothing, nor did anybody within 1")
+        assert failed.reason.startswith("nobody provides nothing; nor did anybody within 1")
         assert held_names(broker) == ["single"]
         store.publish("library")
         until(lambda: "single" in farm.published, 30, "it is built")
