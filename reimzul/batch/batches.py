@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reimzul.batch.actions import ActionRunner
 from reimzul.batch.jobs import without_logs
-from reimzul.batch.open_batch import OpenBatch
+from reimzul.batch.open_batch import OpenBatch, has_begun
 from reimzul.core.arch import Arches
 from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
 from reimzul.core.errors import InputError, InvalidMessage, RetryLater
@@ -41,7 +41,7 @@ class Batches:
         for batch_id in list_batch_ids(self.incoming):
             path = journal_path(self.incoming, batch_id)
             try:
-                if path.exists() and read_announced_end(path) is None:
+                if has_begun(self.incoming, batch_id) and read_announced_end(path) is None:
                     self._load(batch_id)
             except InputError as error:
                 self.set_aside(batch_id, str(error))
@@ -77,17 +77,16 @@ class Batches:
                 batch = OpenBatch.accept(self.incoming, request, job, self.arches)
                 self.open[request.batch] = batch
                 log.info("batch %s accepted: %d members", batch.id, len(batch.state.members))
-        except (InputError, OSError) as error:
+        except InputError as error:
             raise InvalidMessage(f"batch {request.batch}: {error}") from None
 
     def _find(self, batch_id: str, plan_sha256: str = "") -> OpenBatch | None:
         """The batch, loaded if it is over or was set aside; None if it has not begun. Raises `InputError`."""
         batch = self.open.get(batch_id)
-        path = journal_path(self.incoming, batch_id)
-        if batch is None and path.exists() and path.stat().st_size:
+        if batch is None and has_begun(self.incoming, batch_id):
             batch = self._load(batch_id)
         if batch is not None and plan_sha256 and batch.plan_sha256 != plan_sha256:
-            raise InputError(f"{path}: belongs to another plan")
+            raise InputError(f"{journal_path(self.incoming, batch_id)}: belongs to another plan")
         return batch
 
     def find_for_order(self, order: BatchOrder) -> OpenBatch:
