@@ -123,7 +123,10 @@ class BatchDaemon(Daemon[BatchMessage]):
     def _sort_event(self, broker: Broker, event: BuildEvent) -> tuple[OpenBatch, Entry] | None:
         found = self.batches.find_for_event(event)
         self.singles.take_event(broker, event)
-        if found is None or event.claimed:
+        if event.claimed:
+            return None
+        if found is None:
+            self.batches.keep_event(event)
             return None
         return found[0], entry_of_event(event)
 
@@ -135,6 +138,8 @@ class BatchDaemon(Daemon[BatchMessage]):
             self.advance(broker)
 
     def do_idle_work(self, broker: Broker) -> None:
+        if self.batches.load_restored():
+            self.checker.restart()
         self.advance(broker)
         self._check_jobs(broker)
         self.batches.drop_old()
