@@ -26,7 +26,7 @@ from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.follower import HeartbeatFollower, HistoryFollower
 from reimzul.pages.index import DuePage, PageIndex
-from reimzul.pages.page_kinds import PAGE_KINDS
+from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
 from reimzul.pages.sources import PageSources
 from reimzul.pages.store_reader import StoreReader, StoreSilent
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for changes, at least; processor seconds that a round takes over changes, and renders.
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
+#: The share of that for builds' own pages and the first page, while there are such.
+_URGENT_SHARE = 0.7
 #: How many times as long as its work the daemon rests, and the longest rest in seconds.
 _REST_FACTOR, _MAX_REST_SECONDS = 4.0, 30.0
 #: Pages that are taken from the index, and rendered before they are marked.
@@ -196,19 +198,25 @@ class PagesDaemon:
     # --- rendering
 
     def _render_due(self, *, everything: bool) -> None:
-        """Render pages for a while: in turns the oldest and the newest of those that are due."""
+        """Render pages for a while, the urgent ones first; `everything`: lists are complete, and worth it."""
         is_away = self.sources.history is None
-        without = [kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history]
-        without += [] if everything else [kind for kind in PAGE_KINDS if kind != "now"]
-        deadline = time.process_time() + ROUND_SECONDS
+        left_out = {kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history}
+        if not everything:
+            left_out |= PAGE_KINDS.keys() - {"now"}
+        began = time.process_time()
         self._takes_newest = not self._takes_newest
+        self._render_until(began + _URGENT_SHARE * ROUND_SECONDS, left_out | (PAGE_KINDS.keys() - {*URGENT_KINDS}))
+        self._render_until(began + ROUND_SECONDS, left_out)
+        self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
+
+    def _render_until(self, deadline: float, without: set[str]) -> None:
+        """Render what is due: from round to round in turn the oldest and the newest first."""
         while time.process_time() < deadline and not self.stop.is_requested:
             due = self.sources.index.list_due(_RENDER_BATCH, newest_first=self._takes_newest, without=without)
             if not due:
                 break
             self._service.ping()
             self._render_pages(due)
-        self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
 
     def _render_pages(self, due: list[DuePage]) -> None:
         done, later = [], []

@@ -26,7 +26,7 @@ from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
 
 #: Changed whenever the tables are: a file of another version is made again.
-_VERSION = 1
+_VERSION = 2
 FAILURES = (BuildState.FAILED, BuildState.REJECTED)
 SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
 _SCHEMA = """
@@ -40,7 +40,7 @@ CREATE INDEX IF NOT EXISTS builds_target ON builds (target, position);
 CREATE INDEX IF NOT EXISTS builds_package ON builds (package, position);
 CREATE INDEX IF NOT EXISTS builds_state ON builds (state, position);
 CREATE INDEX IF NOT EXISTS builds_cause ON builds (cause, position) WHERE cause <> '';
-CREATE INDEX IF NOT EXISTS builds_position ON builds (position);
+CREATE INDEX IF NOT EXISTS builds_stats ON builds (position, state, arch, duration, wait, package);
 CREATE TABLE IF NOT EXISTS attempts (
     key TEXT NOT NULL, number INTEGER NOT NULL, position TEXT NOT NULL, builder TEXT NOT NULL, state TEXT NOT NULL,
     at REAL NOT NULL, duration REAL, why TEXT NOT NULL, PRIMARY KEY (key, number)
