@@ -25,7 +25,7 @@ from reimzul.history.workers import WorkerStore
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.follower import HeartbeatFollower, HistoryFollower
-from reimzul.pages.index import DuePage, PageIndex
+from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, remove_index
 from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
 from reimzul.pages.sources import PageSources
@@ -58,6 +58,7 @@ class PagesDaemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = settings.pages.folder
+        self._index_path = self._folder / INDEX_FOLDER / "pages.sqlite"
         self.stop = Stop()
         self._service = SdNotify()
         self._public_url = PublicUrl(settings.bstore)
@@ -69,17 +70,25 @@ class PagesDaemon:
 
     def run(self) -> None:
         """Serve until a signal stops the daemon. Raises `ConfigError`, `IndexUnavailable`."""
-        with handle_signals(self.stop), self.hold_folder():
-            self._service.announce_ready("rendering")
+        with handle_signals(self.stop):
             while not self.stop.is_requested:
-                began, used = time.monotonic(), time.process_time()
-                with self._surviving("the pages cannot be made"):
-                    self.run_round()
-                used = time.process_time() - used
-                rest = max(LOOK_SECONDS - (time.monotonic() - began), min(_MAX_REST_SECONDS, _REST_FACTOR * used))
-                self._rest(rest)
+                try:
+                    with self.hold_folder():
+                        self._serve()
+                except IndexDamaged as error:
+                    log.error("%s; it is made again from the history", error)
+                    remove_index(self._index_path)
         self._service.announce_stop()
         log.info("stopped")
+
+    def _serve(self) -> None:
+        self._service.announce_ready("rendering")
+        while not self.stop.is_requested:
+            began, used = time.monotonic(), time.process_time()
+            with self._surviving("the pages cannot be made"):
+                self.run_round()
+            used = time.process_time() - used
+            self._rest(max(LOOK_SECONDS - (time.monotonic() - began), min(_MAX_REST_SECONDS, _REST_FACTOR * used)))
 
     def _rest(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -90,10 +99,10 @@ class PagesDaemon:
     @contextlib.contextmanager
     def hold_folder(self) -> Iterator[None]:
         """Open the index, and keep a second daemon from writing the same pages."""
-        index_folder = self._folder / INDEX_FOLDER
+        index_folder = self._index_path.parent
         try:
             index_folder.mkdir(parents=True, exist_ok=True)
-            with folder_lock(index_folder), contextlib.closing(PageIndex(index_folder / "pages.sqlite")) as index:
+            with folder_lock(index_folder), contextlib.closing(PageIndex(self._index_path)) as index:
                 layout = copy_static_files(self._folder)
                 store = StoreReader(self._settings.bstore)
                 self.sources = PageSources(
@@ -274,6 +283,8 @@ class PagesDaemon:
         """Log a failure that may be over soon, as of a full disk, and go on."""
         try:
             yield
+        except IndexDamaged:
+            raise
         except (OSError, ReimzulError) as error:
             text = describe_os_error(error) if isinstance(error, OSError) else str(error)
             if self._outage_logs.is_due():
