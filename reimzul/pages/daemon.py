@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of reimzul-pages: looks for changes at most once a second, and renders the pages that show them.
 
-After each round the daemon rests four times as long as the round used a core: it never takes more than a fifth of one.
+After each round the daemon rests until the round has lasted five times as long as it used a core: it never takes more
+than a fifth of one.
 Under more changes than that allows, pages are late, and several changes of a page are rendered once.
 """
 
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
 #: The share of that for builds' own pages and the first page, while there are such.
 _URGENT_SHARE = 0.7
-#: How many times as long as its work the daemon rests, and the longest rest in seconds.
-_REST_FACTOR, _MAX_REST_SECONDS = 4.0, 30.0
+#: How many times as long as its processor time a round lasts, with the rest after it; and seconds that it may last.
+_ROUND_FACTOR, _MAX_ROUND_SECONDS = 5.0, 30.0
 #: Pages that are taken from the index, and rendered before they are marked.
 _RENDER_BATCH = 20
 #: Seconds until a page that could not be rendered is tried again; seconds between log lines about what fails.
@@ -88,7 +89,8 @@ class PagesDaemon:
             with self._surviving("the pages cannot be made"):
                 self.run_round()
             used = time.process_time() - used
-            self._rest(max(LOOK_SECONDS - (time.monotonic() - began), min(_MAX_REST_SECONDS, _REST_FACTOR * used)))
+            round_seconds = max(LOOK_SECONDS, min(_MAX_ROUND_SECONDS, _ROUND_FACTOR * used))
+            self._rest(round_seconds - (time.monotonic() - began))
 
     def _rest(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
