@@ -158,7 +158,11 @@ class PagesDaemon:
             while not is_caught_up and time.process_time() < deadline:
                 is_caught_up = self._history_follower.follow(history)
             self._history_follower.sweep(history)
-        except (HistoryUnavailable, NoHistory) as error:
+        except NoHistory as error:
+            is_new_farm = not self.sources.index.select("SELECT 1 FROM builds LIMIT 1")
+            self._note_outage("" if is_new_farm else str(error))
+            return True
+        except HistoryUnavailable as error:
             self._note_outage(str(error))
             return True
         self.sources.followed_at = time.time()
@@ -189,6 +193,7 @@ class PagesDaemon:
             log.info("the history can be read again")
         if bool(problem) != bool(self._outage_since):
             self._outage_since = time.time() if problem else 0.0
+            self._status_due.reset()
             self.sources.index.mark_due("now", FARM, 0.0, 0.0)
         self.sources.outage = problem and f"since {format_time(self._outage_since)}: {problem}"
 

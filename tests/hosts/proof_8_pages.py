@@ -13,7 +13,7 @@ _PORT = 8080
 
 
 def _fetch(farm: Farm, path: str, *headers: str) -> str:
-    """What the customer, a bare Debian, gets for a path: head and body."""
+    """What the customer, a bare Debian, gets for a path: head, an empty line and body. All lines end with \\n."""
     asked = "".join(f"{line}\\r\\n" for line in (f"GET {path} HTTP/1.0", *headers, ""))
     line = f"exec 3<>/dev/tcp/controller.example.org/{_PORT}; printf '{asked.replace('%', '%%')}' >&3; cat <&3"
     return farm["customer"].run(f'bash -c "{line}"', check=False).out
@@ -21,7 +21,7 @@ def _fetch(farm: Farm, path: str, *headers: str) -> str:
 
 def test_pages(farm: Farm, tell: Tell) -> None:
     """One option: a customer reads the page of a build and its log, nothing else, and doctor is content."""
-    leg = next(leg for leg in farm.legs_of("some-1.0-1") if leg["published"])
+    leg = farm.published(farm.legs_of("some-1.0-1")[-1]["build_id"])[0]
     assert leg["page"] is None
     farm.controller.run(
         f"reimzul setup controller --pages-port {_PORT} --controller controller.example.org", timeout=300
@@ -31,11 +31,11 @@ def test_pages(farm: Farm, tell: Tell) -> None:
     until(lambda: "published" in _fetch(farm, page), 60, f"{leg['page']} shows the build")
     tell(f"  {leg['page']}")
     log = f"/bstore/{quote(leg['place'])}/build.log"
-    head, _, whole = _fetch(farm, log).partition("\r\n\r\n")
-    assert "Content-Type: text/plain; charset=utf-8\r\n" in head, head
+    head, _, whole = _fetch(farm, log).partition("\n\n")
+    assert "Content-Type: text/plain; charset=utf-8\n" in head, head
     assert "Content-Security-Policy: sandbox;" in head
-    part = _fetch(farm, log, "Range: bytes=-20").partition("\r\n\r\n")
-    assert (part[0].partition("\r\n")[0], part[2]) == ("HTTP/1.1 206 Partial Content", whole[-20:])
+    part = _fetch(farm, log, "Range: bytes=-20").partition("\n\n")
+    assert (part[0].partition("\n")[0], part[2]) == ("HTTP/1.1 206 Partial Content", whole[-20:])
     for path in ("/bstore/spool/", "/bstore/index/", "/reimzul-incoming/", f"/bstore/{leg['place']}/mock.cfg"):
         assert _fetch(farm, path).startswith("HTTP/1.1 404 "), path
     until(lambda: farm.doctor("controller").failed == [], 60, f"doctor is content: {farm.doctor('controller').text}")
