@@ -33,7 +33,7 @@ from reimzul.pages.store_reader import StoreReader, StoreSilent
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for changes, at least; processor seconds that a round renders for.
+#: Seconds between two looks for changes, at least; processor seconds that a round takes over changes, and renders.
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
 #: How many times as long as its work the daemon rests, and the longest rest in seconds.
 _REST_FACTOR, _MAX_REST_SECONDS = 4.0, 30.0
@@ -140,10 +140,16 @@ class PagesDaemon:
     def _follow(self) -> bool:
         """Follow the history; return whether nothing is left to take over."""
         try:
-            history = self._open_history()
-            is_caught_up = self._history_follower.follow(history)
+            history, deadline = self._open_history(), time.process_time() + ROUND_SECONDS
+            is_caught_up = False
+            while not is_caught_up and time.process_time() < deadline:
+                is_caught_up = self._history_follower.follow(history)
             self._history_follower.sweep(history)
-        except (HistoryUnavailable, NoHistory) as error:
+        except NoHistory as error:
+            is_new_farm = not self.sources.index.select("SELECT 1 FROM builds LIMIT 1")
+            self._note_outage("" if is_new_farm else str(error))
+            return True
+        except HistoryUnavailable as error:
             self._note_outage(str(error))
             return True
         self.sources.followed_at = time.time()
@@ -174,6 +180,7 @@ class PagesDaemon:
             log.info("the history can be read again")
         if bool(problem) != bool(self._outage_since):
             self._outage_since = time.time() if problem else 0.0
+            self._status_due.reset()
             self.sources.index.mark_due("now", FARM, 0.0, 0.0)
         self.sources.outage = problem and f"since {format_time(self._outage_since)}: {problem}"
 
@@ -226,6 +233,8 @@ class PagesDaemon:
                 self._remove(page)
                 continue
             write_files(self._folder, rendered.files)
+            for path in rendered.stale:
+                (self._folder / path).unlink(missing_ok=True)
             done.append(page)
             later += self._plan_again(page, rendered)
         self.sources.index.mark_rendered(done)

@@ -298,10 +298,6 @@ class PageIndex:
         )
         return [DuePage(*row) for row in self.select(query, time.time(), *without, limit)]
 
-    def hasten(self) -> None:
-        """Have all pages that are due later rendered now."""
-        self._execute("UPDATE pages SET due = ? WHERE due > ?", time.time(), time.time())
-
     def count_due(self) -> int:
         return int(self.select("SELECT count(*) FROM pages WHERE due IS NOT NULL AND due <= ?", time.time())[0][0])
 

@@ -49,9 +49,11 @@ def refuse_unknown_target(
     except WorkersUnavailable as error:
         warn(f"whether a worker can build for {target} is unknown: {error}")
         return
-    with Broker.from_settings(settings.beanstalkd) as broker:
-        workers = drop_disconnected(broker, reported)
-        watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
+    workers, watchers = reported, dict.fromkeys(arches, 0)
+    if reported:
+        with Broker.from_settings(settings.beanstalkd) as broker:
+            workers = drop_disconnected(broker, reported)
+            watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
     faults = []
     for arch in arches:
         check = _ArchCheck(

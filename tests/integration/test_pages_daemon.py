@@ -255,6 +255,16 @@ def test_a_history_that_is_away_leaves_the_pages_with_a_line_about_their_age(sta
         assert stand.page(7).exists()
 
 
+def test_a_farm_that_has_built_nothing_yet_has_pages_that_are_fresh(stand: PagesStand) -> None:
+    for file in stand.folder.glob("history.sqlite*"):
+        file.unlink()
+    stand.render()
+    status = json.loads((stand.pages / "status.json").read_text())
+    assert status["problem"] is None
+    assert "cannot be read" not in (stand.pages / "index.html").read_text()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", status["made"])
+
+
 def test_builds_that_the_history_has_no_more_lose_their_pages(stand: PagesStand) -> None:
     _record(stand, 4)
     stand.record(*build_events(9, time.time() - 9000, "Failed", "bash"))
@@ -293,11 +303,14 @@ def test_a_history_from_a_backup_is_followed_from_its_beginning(stand: PagesStan
 
 def test_names_that_are_no_file_names_have_no_page_and_no_link(stand: PagesStand) -> None:
     _record(stand, 1)
+    _record(stand, 1, first=1)
     stand.forge(0, pkgname="../../escaped", target="/etc", builder_fqdn="..")
+    stand.forge(1, build_id="../../escaped")
     stand.render()
     _check_whole(stand)
     assert not list(stand.folder.rglob("*escaped*"))
     assert not (stand.pages / "packages").exists()
+    assert not stand.page(1).exists()
     assert "../../escaped" in stand.page(0).read_text()
 
 
