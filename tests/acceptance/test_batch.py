@@ -62,7 +62,7 @@ def check_buildroots(farm: Farm, events: Sequence[BuildEvent]) -> None:
         root = buildroot_of(farm, event)
         for name in BUILT_AGAINST.get(event.pkgname, []):
             if event.pkgname == batch_sources.SEED and name not in root:
-                assert "~bootstrap" in event.evr, "only the seed is built without the other half of the cycle"
+                assert "~bootstrap" in event.disttag, "only the seed is built without the other half of the cycle"
                 continue
             source = name.removesuffix("-devel")
             assert source in published, f"{event.pkgname} was built before {source} was published"
