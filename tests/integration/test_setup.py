@@ -140,7 +140,9 @@ def test_a_controller_serves_the_pages_only_where_it_is_asked_to(host: Host) -> 
     assert "links that people get lead to http://farm.example.org:8080/\n" in shown
     assert "    listen 8080;\n" in host.text(roles.PAGES)
     assert "\nurl = http://farm.example.org:8080/\n" in host.text(roles.SETTINGS)
-    assert host.calls() == ["enable reimzul-pages", "restart nginx", "reload reimzul-notifier", "start reimzul-pages"]
+    assert host.calls() == [
+        "enable reimzul-pages", "restart nginx", "reload reimzul-notifier", "reload reimzul-batch", "start reimzul-pages",
+    ]  # fmt: skip
     assert host.done("controller") == "nothing to do\n"
     host.done("controller", "--add-builder", "b1")
     host.calls()
