@@ -209,6 +209,8 @@ def test_a_member_that_misses_another_waits_for_it_although_the_plan_did_not_kno
     members = (member(name, rank=int(name != first)) for name in ("user", "library"))
     stand.start()
     with FakeFarm(stand, {"user": [["library"]]}) as farm:
+        if first == "library":  # user, which is released again before its builder holds its job
+            farm.before_hold = lambda: until(lambda: stand.count_entries("released") == 3, 10, "it is released")
         stand.submit(broker, make_plan(*members))
         stand.wait_until_over(12)  # before the regular check, which would kick it too
     assert farm.started == (["user", "library", "user"] if first == "user" else ["library", "user", "user"])
@@ -327,13 +329,15 @@ def test_an_end_that_a_kill_kept_from_being_announced_is_announced(stand: Stand,
         farm.is_building.clear()
         stand.submit(broker, make_plan(member("base"), member("app", "base")))
         stand.wait_until_put(["base", "app"])
+        stand.order(broker, "pause")
+        stand.wait_for({"base": "held"})
         stand.stop()
-        state = stand.state()
+        state, now = stand.state(), time.time()
         with contextlib.closing(Journal(journal_path(stand.incoming, BATCH_ID))) as journal:
-            order = {"kind": "order", "order": "cancel", "id": "1" * 16, "by": "johnny", "members": [], "at": 1.0}
+            order = {"kind": "order", "order": "cancel", "id": "1" * 16, "by": "johnny", "members": [], "at": now}
             ends = [
                 {
-                    "kind": "ended", "member": key, "build": each.build_id, "state": "cancelled", "at": 2.0,
+                    "kind": "ended", "member": key, "build": each.build_id, "state": "cancelled", "at": now,
                     "reason": "cancel by johnny",
                 }
                 for key, each in state.members.items()

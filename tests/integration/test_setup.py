@@ -153,7 +153,12 @@ def test_a_controller_serves_the_pages_only_where_it_is_asked_to(host: Host) -> 
     host.done("controller", "--pages-port", "0")
     assert not host.at(roles.PAGES).exists()
     assert "\nurl =\n" in host.text(roles.SETTINGS), "no link leads to pages that are gone"
-    assert host.calls() == ["disable --now reimzul-pages", "restart nginx", "reload reimzul-notifier"]
+    assert host.calls() == [
+        "disable --now reimzul-pages",
+        "restart nginx",
+        "reload reimzul-notifier",
+        "reload reimzul-batch",
+    ]
     assert host.done("controller") == "nothing to do\n"
 
 
