@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, TypeVar
 
@@ -22,7 +21,7 @@ from reimzul.plan.batches import BatchSummary
 from reimzul.plan.members import sort_members
 from reimzul.plan.overview import BatchPhase, Outlook
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
-from reimzul.plan.view import BatchView, describe_phase, describe_progress, summary_to_dict, view_to_dict
+from reimzul.plan.view import BatchView, describe_phase, describe_progress, make_view, summary_to_dict, view_to_dict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -111,7 +110,7 @@ def show_command(settings: Settings, batch: str | None, tree: bool, limit: int, 
     filters = [name for name in _FILTERS if given[name]]
     if tree and (filters or as_json):
         raise click.UsageError("--tree shows all members that are waited for: leave --json and the other options out")
-    view = make_view(settings, batch_lookup.find_batch(settings, batch).state)
+    view = read_view(settings, batch_lookup.find_batch(settings, batch).state)
     chosen = list(_choose(view.state, filters))
     if as_json:
         output.print_json(view_to_dict(view, chosen))
@@ -128,15 +127,9 @@ def show_command(settings: Settings, batch: str | None, tree: bool, limit: int, 
         output.print_note(f"and {left_out:,} more: --limit")
 
 
-def make_view(settings: Settings, state: BatchState) -> BatchView:
-    now = time.time()
-    return BatchView(
-        state=state,
-        now=now,
-        outlook=overview.compute_outlook(state, now),
-        builders=batch_lookup.count_builders(settings, state),
-        newly_failing=_find_newly_failing(settings, state) if state.plan.scratch else None,
-    )
+def read_view(settings: Settings, state: BatchState) -> BatchView:
+    newly_failing = _find_newly_failing(settings, state) if state.plan.scratch else None
+    return make_view(state, batch_lookup.count_builders(settings, state), newly_failing)
 
 
 def _find_newly_failing(settings: Settings, state: BatchState) -> list[str] | None:

@@ -91,7 +91,7 @@ class BatchScreen(output.LiveScreen):
 
     def show(self, state: BatchState) -> None:
         size = shutil.get_terminal_size((100, 24))
-        view = batch_show.make_view(self._settings, state)
+        view = batch_show.read_view(self._settings, state)
         facts = [line[: size.columns] for line in batch_show.format_view(view)]
         shown = [each for each in state.members.values() if each.state in _SHOWN_STATES]
         room = max(1, size.lines - len(facts) - 4)

@@ -146,7 +146,10 @@ class TreeLine:
 
 
 def walk_tree(state: BatchState) -> Iterator[TreeLine]:
-    """Yield who waits for whom, from the members that wait for none; what waits for a member only where it comes first."""
+    """Yield who waits for whom, from the members that wait for none.
+
+    The members that wait for one come only where it comes first.
+    """
     shown: set[str] = set()
     for root, behind in overview.find_waited_for(state).items():
         yield TreeLine(progress=state.members[root], depth=0, behind=behind)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
@@ -32,6 +33,12 @@ class BatchView:
         """How long it takes still; None unless it runs, and if that cannot be estimated."""
         is_running = overview.find_phase(self.state) in (BatchPhase.RUNNING, BatchPhase.SUBMITTED)
         return self.outlook.seconds_left(self.builders or 0) if is_running else None
+
+
+def make_view(state: BatchState, builders: int | None, newly_failing: Sequence[str] | None = None) -> BatchView:
+    now = time.time()
+    outlook = overview.compute_outlook(state, now)
+    return BatchView(state=state, now=now, outlook=outlook, builders=builders, newly_failing=newly_failing)
 
 
 def count_builders(state: BatchState, heartbeats: Iterable[WorkerHeartbeat]) -> int:
