@@ -115,6 +115,7 @@ def render_build(sources: PageSources, build_id: str) -> Rendered | None:
         build=legs[0],
         views=views,
         is_pruned=is_pruned,
+        has_batch_page=bool(sources.index.find_summary(legs[0].batch)),
         is_live=any(leg.is_unfinished for leg in legs),
         file_link=sources.file_link,
     )

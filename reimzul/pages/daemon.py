@@ -23,9 +23,10 @@ from reimzul.core.retry import LogThrottle
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory, open_history
 from reimzul.history.workers import WorkerStore
+from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
-from reimzul.pages.follower import HeartbeatFollower, HistoryFollower
+from reimzul.pages.follower import BatchFollower, HeartbeatFollower, HistoryFollower
 from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, remove_index
 from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
@@ -108,8 +109,13 @@ class PagesDaemon:
                 layout = copy_static_files(self._folder)
                 store = StoreReader(self._settings.bstore)
                 self.sources = PageSources(
-                    renderer=PageRenderer(layout), index=index, store=store, url=self._settings.pages.url
+                    renderer=PageRenderer(layout),
+                    index=index,
+                    store=store,
+                    batches=BatchReader(self._settings.incoming.folder),
+                    url=self._settings.pages.url,
                 )
+                self._batch_follower = BatchFollower(index, self.sources.batches)
                 self._history_follower = HistoryFollower(index)
                 workers = WorkerStore(self._settings.notifier.presence)
                 self._heartbeats = HeartbeatFollower(index, workers.load_all)
@@ -134,7 +140,7 @@ class PagesDaemon:
                 index.mark_all_due(float(index.get_fact("alive") or 0) - _UNSYNCED_SECONDS)
             index.set_fact("layout", layout)
             index.set_fact("boot", boot)
-            for kind in ("now", "causes", "stats", "search"):
+            for kind in ("now", "batches", "causes", "stats", "search"):
                 index.mark_due(kind, FARM, 0.0, 0.0)
 
     # --- a round
@@ -145,6 +151,8 @@ class PagesDaemon:
         is_caught_up = self._follow()
         with self._surviving("the heartbeats cannot be read"):
             self.sources.processes = self._heartbeats.follow()
+        with self._surviving("the batches cannot be read"):
+            self._batch_follower.follow()
         self._check_store()
         self._render_due(everything=is_caught_up)
         if self._status_due.is_due():
