@@ -206,9 +206,16 @@ class ActionRunner:
         if found is None:
             return
         status = Status.FAILED if progress.state == MemberState.FAILED else Status.CANCELLED
-        jobs.announce_end(self.broker, found.request, status, progress.reason, progress.at, name_package(progress))
+        self._announce_end(progress, found.request, status, progress.reason, progress.at)
         self.batch.pending_deletes[progress.job] = progress.build_id
         self.delete_pending()
+
+    def _announce_end(
+        self, progress: MemberProgress, request: BuildRequest, status: str, reason: str, at: float
+    ) -> None:
+        ended = {*progress.legs, *progress.followers}
+        arches = self.batch.announced_arches[request.build_id] - ended
+        jobs.announce_end(self.broker, request, status, reason, at, arches=arches, about=name_package(progress))
 
     def delete_pending(self) -> None:
         """Delete the jobs of ended builds, and keep in mind those that a builder still holds."""
@@ -226,7 +233,7 @@ class ActionRunner:
             reason = "replaced by another source rpm"
             if (found := self.hold_again(progress)) is not None:
                 at = time.time()
-                jobs.announce_end(self.broker, found.request, Status.CANCELLED, reason, at, name_package(progress))
+                self._announce_end(progress, found.request, Status.CANCELLED, reason, at)
                 with contextlib.suppress(ReservationLost):
                     self.broker.delete(progress.job)
             else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -10,20 +11,24 @@ from pathlib import Path
 
 from reimzul.batch.actions import ActionRunner
 from reimzul.batch.jobs import without_logs
-from reimzul.batch.open_batch import OpenBatch
+from reimzul.batch.open_batch import OpenBatch, has_begun
 from reimzul.core.arch import Arches
 from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
-from reimzul.core.errors import InputError, InvalidMessage, RetryLater
+from reimzul.core.errors import InputError, InvalidMessage, RetryLater, describe_os_error
 from reimzul.core.message import BuildEvent
-from reimzul.plan.batches import list_batch_ids, read_announced_end
-from reimzul.plan.document import journal_path, plan_path
-from reimzul.plan.journal import Entry, EntryKind
+from reimzul.plan.batches import read_announced_end
+from reimzul.plan.document import FOLDER, journal_path, plan_path
+from reimzul.plan.journal import Entry, EntryKind, Journal
 from reimzul.plan.state import BatchState, MemberProgress, event_entry
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a batch which is over is kept in memory: late events of its builds still count.
 _KEEP_SECONDS = 3600.0
+#: Digits of a batch's id, by which its journal is told from that of single builds.
+_ID_LENGTH = 8
+#: Seconds between two looks for the files of batches that could not be read.
+_LOOK_AGAIN_SECONDS = 5.0
 
 
 class Batches:
@@ -32,22 +37,42 @@ class Batches:
         self.arches = arches
         self.open: dict[str, OpenBatch] = {}
         self._broken: dict[str, str] = {}  #: batches that are not touched, and why
+        self._unreadable: set[str] = set()  #: those of them whose plan or journal may be restored
+        self._look_again_at = 0.0
 
     def load_unfinished(self) -> None:
         """Load the batches that are not over, or whose end was not announced.
 
         One that cannot be loaded is logged and not touched. Raises `OSError`.
         """
-        for batch_id in list_batch_ids(self.incoming):
-            path = journal_path(self.incoming, batch_id)
-            try:
-                if path.exists() and read_announced_end(path) is None:
-                    self._load(batch_id)
-            except InputError as error:
-                self.set_aside(batch_id, str(error))
+        folder = self.incoming / FOLDER
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.suffix == ".log" and len(path.stem) == _ID_LENGTH and read_announced_end(path) is None:
+                self._try_to_load(path.stem)
+
+    def _try_to_load(self, batch_id: str) -> bool:
+        """Load a batch that has begun; note and log why that fails."""
+        try:
+            if has_begun(self.incoming, batch_id):
+                self._load(batch_id)
+        except InputError as error:
+            self.set_aside(batch_id, str(error))
+            self._unreadable.add(batch_id)
+            return False
+        return True
+
+    def load_restored(self) -> bool:
+        """Look again for what could not be read, at times; return whether any batch goes on."""
+        if not self._unreadable or time.monotonic() < self._look_again_at:
+            return False
+        self._look_again_at = time.monotonic() + _LOOK_AGAIN_SECONDS
+        restored = list(filter(self._try_to_load, list(self._unreadable)))
+        for batch_id in restored:
+            log.info("batch %s goes on", batch_id)
+        return bool(restored)
 
     def set_aside(self, batch_id: str, reason: str) -> None:
-        """Touch a batch no more until this daemon is restarted, or a person gives an order."""
+        """Touch a batch no more until this daemon is restarted, or a person gives an order or restores its files."""
         if self._broken.get(batch_id) != reason:
             log.error("batch %s is not touched: %s", batch_id, reason)
         self._broken[batch_id] = reason
@@ -66,6 +91,7 @@ class Batches:
         batch = OpenBatch.load(self.incoming, batch_id)
         self.open[batch_id] = batch
         self._broken.pop(batch_id, None)
+        self._unreadable.discard(batch_id)
         return batch
 
     # --- messages
@@ -77,17 +103,16 @@ class Batches:
                 batch = OpenBatch.accept(self.incoming, request, job, self.arches)
                 self.open[request.batch] = batch
                 log.info("batch %s accepted: %d members", batch.id, len(batch.state.members))
-        except (InputError, OSError) as error:
+        except InputError as error:
             raise InvalidMessage(f"batch {request.batch}: {error}") from None
 
     def _find(self, batch_id: str, plan_sha256: str = "") -> OpenBatch | None:
         """The batch, loaded if it is over or was set aside; None if it has not begun. Raises `InputError`."""
         batch = self.open.get(batch_id)
-        path = journal_path(self.incoming, batch_id)
-        if batch is None and path.exists() and path.stat().st_size:
+        if batch is None and has_begun(self.incoming, batch_id):
             batch = self._load(batch_id)
         if batch is not None and plan_sha256 and batch.plan_sha256 != plan_sha256:
-            raise InputError(f"{path}: belongs to another plan")
+            raise InputError(f"{journal_path(self.incoming, batch_id)}: belongs to another plan")
         return batch
 
     def find_for_order(self, order: BatchOrder) -> OpenBatch:
@@ -101,6 +126,17 @@ class Batches:
         if plan_path(self.incoming, order.batch).exists():
             raise RetryLater(f"batch {order.batch} has not begun yet", pause=2)
         raise InvalidMessage(f"there is no batch {order.batch}")
+
+    def keep_event(self, event: BuildEvent) -> None:
+        """Journal an event of a batch that is not touched, so that it counts later. Raises `RetryLater`."""
+        if event.batch not in self._broken or event.batch in self.open:
+            return
+        path = journal_path(self.incoming, event.batch)
+        try:
+            with contextlib.closing(Journal(path)) as journal:
+                journal.append([entry_of_event(event)])
+        except OSError as error:
+            raise RetryLater(f"{path}: {describe_os_error(error)}") from error
 
     def find_for_event(self, event: BuildEvent) -> tuple[OpenBatch, MemberProgress] | None:
         """The open batch, and its member, that an event is about."""

@@ -125,7 +125,10 @@ class BatchDaemon(Daemon[BatchMessage]):
         self.singles.take_event(broker, event)
         if event.status == Status.PUBLISHED:
             self.targets.note_publication(event.target)
-        if found is None or event.claimed:
+        if event.claimed:
+            return None
+        if found is None:
+            self.batches.keep_event(event)
             return None
         return found[0], entry_of_event(event)
 
@@ -137,6 +140,8 @@ class BatchDaemon(Daemon[BatchMessage]):
             self.advance(broker)
 
     def do_idle_work(self, broker: Broker) -> None:
+        if self.batches.load_restored():
+            self.checker.restart()
         self.advance(broker)
         self._check_jobs(broker)
         self.batches.drop_old()

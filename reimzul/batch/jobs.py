@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
 import attr
@@ -74,11 +74,21 @@ def announce_queued(broker: Broker, request: BuildRequest, job: int, priority: i
 
 
 def announce_end(
-    broker: Broker, request: BuildRequest, status: str, reason: str, at: float, about: Mapping[str, str] | None = None
+    broker: Broker,
+    request: BuildRequest,
+    status: str,
+    reason: str,
+    at: float,
+    *,
+    arches: Iterable[str] = (),
+    about: Mapping[str, str] | None = None,
 ) -> None:
-    """Announce the end of a build that no builder has ended. Announced again it is the same attempt."""
+    """Announce the end of a build that no builder has ended. Announced again it is the same attempt.
+
+    `arches` are further ones: builders may have announced that arches which follow wait too.
+    """
     attempt = f"{int(at)}-{request.build_id[:8]}"
-    for arch in request.announced_arches:
+    for arch in sorted({*request.announced_arches, *arches}):
         broker.announce(event_for(request, status, arch=arch, attempt=attempt, reason=reason, **(about or {})))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class OpenBatch:
         self.pending_kicks: dict[str, str] = {}
         #: jobs of ended members that a builder still held
         self.pending_deletes: dict[int, str] = {}
+        #: the arches that events were announced for, by build: those that follow too
+        self.announced_arches: defaultdict[str, set[str]] = defaultdict(set)
         #: when a job was first found missing, by build
         self.missing_since: dict[str, float] = {}
         #: when the last publication was noted, or everything before it was read, by this host's clock
@@ -46,10 +49,13 @@ class OpenBatch:
         """Begin a batch whose request is the job. Raises `InputError`, `RetryLater`."""
         plan = read_plan(plan_path(incoming, request.batch), request.plan_sha256)
         check_plan(plan, request.batch, arches)
-        journal = journal_path(incoming, request.batch)
-        if journal.exists() and journal.stat().st_size:
+        if has_begun(incoming, request.batch):
+            journal = journal_path(incoming, request.batch)
             raise InputError(f"{journal}: belongs to another plan, or to none; a batch begins without a journal")
-        batch = cls(incoming, plan)
+        try:
+            batch = cls(incoming, plan)
+        except OSError as error:
+            raise RetryLater(f"{error.filename}: {describe_os_error(error)}") from error
         accepted = {"kind": EntryKind.ACCEPTED, "plan_sha256": request.plan_sha256, "job": job, "at": time.time()}
         batch.record([accepted])
         return batch
@@ -97,8 +103,11 @@ class OpenBatch:
         if entry["kind"] in (EntryKind.ACCEPTED, EntryKind.PUT, EntryKind.PUT_AGAIN):
             job = int(entry["job"])
             self.first_job, self.last_job = min(self.first_job or job, job), max(self.last_job, job)
-        elif entry["kind"] == EntryKind.EVENT and entry["event"].get("status") == Status.PUBLISHED:
-            self.publication_noted_at = time.time()
+        elif entry["kind"] == EntryKind.EVENT:
+            event = entry["event"]
+            self.announced_arches[event["build_id"]].add(event["arch"])
+            if event["status"] == Status.PUBLISHED:
+                self.publication_noted_at = time.time()
         self.state.apply(entry)
         self.changed_at = time.monotonic()
 
@@ -106,14 +115,22 @@ class OpenBatch:
         return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": time.time(), **more}
 
     def find_news(self) -> list[BatchEvent]:
-        """The events that people are to be notified of since the last change; asked once a change."""
+        """The events that people are to be notified of and that the journal does not have yet."""
         if self._looked_at == self.changed_at:
             return []
-        self._looked_at = self.changed_at
-        return find_announcements(self.state)
+        news = find_announcements(self.state)
+        if not news:  # else they may not get out, and have to be found again
+            self._looked_at = self.changed_at
+        return news
 
     def close(self) -> None:
         self.journal.close()
+
+
+def has_begun(incoming: Path, batch_id: str) -> bool:
+    """Whether the journal of a batch has an entry: a kill may leave half of the first one. Raises `InputError`."""
+    path = journal_path(incoming, batch_id)
+    return path.exists() and next(read_journal(path), None) is not None
 
 
 def check_plan(plan: Plan, batch_id: str, arches: Arches) -> None:

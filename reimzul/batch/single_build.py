@@ -48,6 +48,8 @@ class SingleBuild(Message):
     #: build id -> what that build has come to
     after: dict[str, str] = field(validators.dict_of(validators.build_id, validators.line(300), 50), {})
     missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
+    #: the arches that its builder has announced as held; those that follow too
+    held_arches: tuple[str, ...] = field(validators.list_of(validators.arch, 20), ())
     since: float = field(validators.unix_time, 0.0)  #: when it began to wait for what is missing
     at: float = field(validators.unix_time, 0.0)
     reason: str = field(validators.line(500), "")  #: why it ended

@@ -187,7 +187,7 @@ class SingleBuilds:
     def _complete_end(self, broker: Broker, build: SingleBuild) -> None:
         """Announce the end of a build that was not built, delete its job, and forget it."""
         status = Status.FAILED if build.job else Status.CANCELLED
-        jobs.announce_end(broker, build.request, status, build.reason, build.at)
+        jobs.announce_end(broker, build.request, status, build.reason, build.at, arches=build.held_arches)
         with contextlib.suppress(ReservationLost):
             if build.job and jobs.find_job(broker, build.job, build.build_id) is not None:
                 broker.delete(build.job)
@@ -201,6 +201,13 @@ def _with_outcomes(build: SingleBuild, outcomes: dict[str, str]) -> SingleBuild:
 
 def _apply_own_event(build: SingleBuild, event: BuildEvent) -> SingleBuild | None:
     """The build after an event about itself; None if that changes nothing."""
+    changed = _apply_progress(build, event) or build
+    if event.held and event.arch not in build.held_arches:
+        changed = attr.evolve(changed, held_arches=(*build.held_arches, event.arch))
+    return None if changed is build else changed
+
+
+def _apply_progress(build: SingleBuild, event: BuildEvent) -> SingleBuild | None:
     if event.status in (*Status.FINAL, Status.PUBLISHED) and is_main(event):
         return attr.evolve(build, state=SingleState.OVER)
     if event.held and event.missing and build.state == SingleState.RELEASED:

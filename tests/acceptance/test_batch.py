@@ -29,6 +29,9 @@ BUILT_AGAINST = {
     "batchegg": ["batchhen"],
     batch_sources.BEHIND: ["batchbroken-devel"],
 }
+#: Those whose requirements no source rpm shows: they begin at once, and may find what is listed a moment before it is
+#: announced.
+UNPLANNED = ("batchpc", "batchfile", "batchdyn")
 
 #: Whose requirements no source rpm's header provides: they are built at once, and again once they are provided.
 UNPLANNED = ("batchpc", "batchfile", "batchdyn")

@@ -15,7 +15,7 @@ from pathlib import Path
 import attr
 import click
 
-from tests.faults import room, rough  # noqa: F401  rough registers its kinds
+from tests.faults import batches, room, rough  # noqa: F401  these two register their kinds
 from tests.faults.kinds import KINDS
 from tests.faults.series import Plan, Series, planned, shared_out, table
 from tests.faults.trial import Outcome

@@ -175,6 +175,18 @@ def _staged(ground: Ground, build: Build, manifest: Manifest, public: bool, loos
             yield f"what is staged is not what is published: {sorted(there)}"
 
 
+def check_members(ground: Ground, builds: Sequence[Build], loose: Loose) -> Iterator[str]:
+    """Check the builds of a batch, which have the submitter of their batch and are not mailed about."""
+    known = {document.build_id: document for documents in history(ground).values() for document in documents}
+    listed = {target: _listed(ground, f"{target}.{ARCH}") for target in TARGETS}
+    for build in builds:
+        for arch, status in build.legs.items():
+            record = known.get(build.build_id)
+            if record is None or record.status != status or bool(record.published) != (status == Status.SUCCESS):
+                yield f"{build.name} {arch}: history says {record}, and it was to be {status}"
+            yield from _leg(ground, build, arch, status, listed[build.target], loose)
+
+
 def _store(ground: Ground, listed: dict[str, dict[str, str]]) -> Iterator[str]:
     """Over all builds there ever were: one place a leg, all that is listed is there as listed, nothing hangs about."""
     store = ground.farm.layout.store

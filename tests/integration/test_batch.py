@@ -68,6 +68,36 @@ def test_a_request_that_comes_twice_and_an_order_that_comes_twice_change_nothing
     assert second.parent == first.build_id != second.build_id
 
 
+def test_a_batch_begins_although_a_kill_left_half_of_its_first_entry(stand: Stand, broker: Broker) -> None:
+    stand.submit(broker, make_plan(member("base")))
+    journal_path(stand.incoming, BATCH_ID).write_text('{"kind":"accep')
+    stand.start()
+    with FakeFarm(stand):
+        stand.wait_until_over()
+    assert stand.states() == {"base": "published"}
+
+
+def test_a_batch_whose_plan_is_gone_goes_on_when_it_is_back_and_has_missed_no_event(
+    stand: Stand, broker: Broker
+) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"base": "released"})
+        path = plan_path(stand.incoming, BATCH_ID)
+        body = path.read_bytes()
+        path.unlink()
+        stand.kill()
+        stand.start()
+        until(lambda: f"batch {BATCH_ID} is not touched: {path}: no such file" in stand.log, 10, "that is logged")
+        farm.is_building.set()
+        until(lambda: b'"Published"' in journal_path(stand.incoming, BATCH_ID).read_bytes(), 10, "events are kept")
+        path.write_bytes(body)
+        stand.wait_until_over()
+    assert sorted(farm.started) == ["app", "base", "left", "right"]
+
+
 def test_a_plan_that_is_not_as_requested_is_refused(stand: Stand, broker: Broker) -> None:
     stand.start()
     request = stand.submit(broker, make_plan(*DIAMOND))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.admin.doctor import OK, WARN, Finding, batches, host, run_checks
+from reimzul.admin.doctor import FAIL, OK, WARN, Finding, batches, host, run_checks
 from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube
 from reimzul.core.config import load_file
 from reimzul.core.message import BuildRequest, Status, event_for
@@ -57,7 +57,7 @@ def test_a_plan_that_was_changed_and_one_that_nobody_accepted_are_reported(stand
     late.write_text("{}")
     os.utime(late, (1, 1))
     found = look(stand)["batch.plans"]
-    assert found.level == WARN
+    assert found.level == FAIL
     assert "not the plan that was accepted" in found.message
     assert "00000009 was never accepted" in found.message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,12 @@ def test_a_journal_is_read_once(stand: PagesStand, monkeypatch: pytest.MonkeyPat
     applied = []
     apply = BatchState.apply
     batch = add_batch(stand, RUNNING, member("gcc"))
-    monkeypatch.setattr(BatchState, "apply", lambda self, entry: (applied.append(entry["kind"]), apply(self, entry)))
+
+    def note_and_apply(state: BatchState, entry: Mapping[str, Any]) -> None:
+        applied.append(entry["kind"])
+        apply(state, entry)
+
+    monkeypatch.setattr(BatchState, "apply", note_and_apply)
     with stand.daemon() as daemon:
         stand.render(daemon)
         assert applied == ["accepted", "put"]

@@ -73,6 +73,7 @@ class Connection:
 class Server:
     clock: Clock
     choose: Callable[[list[Job]], Job] = lambda jobs: min(jobs, key=lambda job: (job.priority, job.id))
+    on_kick: Callable[[Job], None] = lambda _: None  #: called before a job is kicked
     jobs: dict[int, Job] = attr.field(factory=dict)
     connections: list[Connection] = attr.field(factory=list)
     is_down: bool = False
@@ -338,6 +339,7 @@ class Client:
         job = server.find(_number(number))
         if job.state not in (BURIED, DELAYED):
             raise greenstalk.NotFoundError([])
+        server.on_kick(job)
         server.kick(job)
 
     @_command

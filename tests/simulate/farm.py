@@ -7,6 +7,7 @@ import contextlib
 import copy
 import hashlib
 import importlib
+import os
 import pkgutil
 import random
 import socket
@@ -31,23 +32,35 @@ if "reimzul.core" in sys.modules:
 with primitives.replaced():
     import reimzul
 
-    for _package in ("core", "history", "worker", "repogen", "store", "tosign", "notifier", "submit"):
+    for _package in ("core", "history", "worker", "repogen", "store", "tosign", "notifier", "submit", "plan", "batch"):
         for _module in pkgutil.walk_packages([f"{reimzul.__path__[0]}/{_package}"], f"reimzul.{_package}."):
             importlib.import_module(_module.name)
 
+from reimzul.batch import cli as batch_cli  # noqa: E402
+from reimzul.batch import daemon as batch_daemon  # noqa: E402
+from reimzul.batch import job_checks, target_provides  # noqa: E402
 from reimzul.core import beanstalk, control, daemon, fs, validators  # noqa: E402
 from reimzul.core.arch import _arches_of  # noqa: E402
 from reimzul.core.beanstalk import Broker, arch_tube  # noqa: E402
 from reimzul.core.errors import BrokerUnavailable, ReimzulError  # noqa: E402
 from reimzul.core.heartbeat import HeartbeatSender, ProcessIdentity  # noqa: E402
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal  # noqa: E402
-from reimzul.core.settings import NotifierSettings, RepogenSettings, Settings, StoreSettings  # noqa: E402
+from reimzul.core.settings import (  # noqa: E402
+    IncomingSettings,
+    NotifierSettings,
+    RepogenSettings,
+    Settings,
+    StoreSettings,
+)
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key  # noqa: E402
+from reimzul.history import BuildFilter  # noqa: E402
 from reimzul.history.build_record import BuildRecord, apply_events  # noqa: E402
 from reimzul.notifier.daemon import Notifier  # noqa: E402
 from reimzul.notifier.delivery import Sink, SinkUnavailable  # noqa: E402
 from reimzul.notifier.housekeeping import HeartbeatIntake  # noqa: E402
 from reimzul.notifier.outbox import Outbox  # noqa: E402
+from reimzul.notifier.sinks.batch import BatchSink  # noqa: E402
+from reimzul.plan import journal  # noqa: E402
 from reimzul.repogen import cli as repogen_cli  # noqa: E402
 from reimzul.repogen import copier, verify  # noqa: E402
 from reimzul.store import createrepo, listing, listing_rules, repodata  # noqa: E402
@@ -63,7 +76,7 @@ from reimzul.worker.model import Workspace  # noqa: E402
 ARCH, FOLLOWER, TARGET = "x86_64", "i386", "c7.x86_64"
 ARCHES = _arches_of({"arches": {ARCH: {"follows": [FOLLOWER]}, FOLLOWER: {"accepts": ["i686"]}}})
 WORKERS, DAEMONS = ("b1", "b2"), ("b1", "b2", "repogen", "tosign", "notifier")
-SECOND_REPOGEN = "repogen2"
+SECOND_REPOGEN, BATCH = "repogen2", "batch"
 #: The tries after which no builder could build it.
 TRIES = 3
 
@@ -140,12 +153,16 @@ class Farm:
     outcomes: dict[str, programs.Outcomes]  #: of each package
     rates: dict[str, float]
     names: tuple[str, ...] = DAEMONS
+    requirements: programs.Requirements = attr.field(factory=programs.Requirements)  #: of a batch's packages
     server: beanstalkd.Server = attr.field(init=False)
     records: Records = attr.field(factory=Records, init=False)
     processes: dict[str, Process] = attr.field(factory=dict, init=False)
     daemons: dict[str, Any] = attr.field(factory=dict, init=False)  #: those that run, for their signals
     store: StorePaths = attr.field(init=False)
+    incoming: Path = attr.field(init=False)
     sources: dict[str, bytes] = attr.field(factory=dict, init=False)
+    singles: list[str] = attr.field(init=False)  #: packages that are submitted outside the batch
+    person: Any = attr.field(default=None, init=False)  #: who has submitted a batch (`batches.Person`)
     plan: dict[str, programs.Outcomes] = attr.field(init=False)  #: the outcomes, of which mock takes away its own
     accepted: dict[str, BuildRequest] = attr.field(factory=dict, init=False)
     doubtful: set[str] = attr.field(factory=set, init=False)  #: builds whose submission was not confirmed
@@ -162,7 +179,9 @@ class Farm:
     def __attrs_post_init__(self) -> None:
         self.server = beanstalkd.Server(WorldClock(), idle_seconds=12.0)
         self.store = StorePaths(self.root / "store")
-        self.plan = copy.deepcopy(self.outcomes)
+        self.incoming = self.root / "incoming"
+        self.incoming.mkdir()
+        self.plan, self.singles = copy.deepcopy(self.outcomes), list(self.outcomes)
         for name in self.outcomes:
             self.sources[f"{name}-1-1.src.rpm"] = programs.package_text(name, ARCH, is_source=True)
         configs = self.root / "configs"
@@ -170,7 +189,15 @@ class Farm:
         (configs / "mock.cfg").write_text("config_opts['root'] = 'sim'\n")
         for name in WORKERS:
             Workspace(self.root / name).create()
-        install(programs.Programs(store=self.store.root, sources=self.sources, outcomes=self.plan, faults=self.rates))
+        install(
+            programs.Programs(
+                store=self.store.root,
+                sources=self.sources,
+                outcomes=self.plan,
+                requirements=self.requirements,
+                faults=self.rates,
+            )
+        )
 
     # --- daemons
 
@@ -200,7 +227,7 @@ class Farm:
             scheduler.world.kill(process)  # its other threads end with it
 
     def _ended(self, process: Process) -> None:
-        files.drop_locks(process)
+        files.close_descriptors(process)
         for connection in process.sockets:
             connection.close()
         self.daemons.pop(process.name, None)
@@ -217,9 +244,12 @@ class Farm:
             bstore=StoreSettings(root=self.store.root, base_url=programs.BASE + "repo/", upload_url=programs.UPLOAD),
             repogen=RepogenSettings(createrepo_c="createrepo_c"),
             notifier=NotifierSettings(ledger=self.root / "outbox.sqlite", presence=self.root / "presence.sqlite"),
+            incoming=IncomingSettings(folder=self.incoming),
         )
         if name == "notifier":
             return self._make_notifier(settings)
+        if name == BATCH:
+            return batch_cli.make_daemon(settings)
         return (tosign_cli if name == "tosign" else repogen_cli).make_daemon(settings)
 
     def _make_worker(self, name: str) -> Worker:
@@ -244,7 +274,9 @@ class Farm:
         return Worker(connect, [arch_tube(ARCH)], name, *own_parts)
 
     def _make_notifier(self, settings: Settings) -> Notifier:
-        sinks = [HistorySink(self.records), MailSink(self.records)]
+        sinks: list[Sink] = [HistorySink(self.records), MailSink(self.records)]
+        if BATCH in self.names:
+            sinks.append(BatchSink(settings.beanstalkd, ARCHES.tubes()))
         outbox = Outbox(settings.notifier.ledger)
         return Notifier(connect, "ctl", outbox, sinks, HeartbeatIntake(settings.notifier.presence), [], None)
 
@@ -288,6 +320,26 @@ class Farm:
             control.set_flag(broker, beanstalk.cancel_tube(build_id), control.new_flag("someone"))
 
 
+@attr.frozen
+class History:
+    """The history as `reimzul-batch` reads it."""
+
+    records: Records
+
+    def find_builds(self, wanted: BuildFilter, _: int) -> list[BuildRecord]:
+        return [each for each in self.records.history.values() if each.build_id == wanted.build_id]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _open_history(_: str, *, reading: bool) -> History:
+    assert reading
+    assert _Running.farm is not None
+    scheduler.world.step("history read")
+    return History(_Running.farm.records)
+
+
 def connect() -> Broker:
     return Broker("localhost", 11300)
 
@@ -328,7 +380,8 @@ def install(stand_ins: programs.Programs) -> None:
     """Put the programs of this run into the product's modules."""
     for module in (mock, upload, createrepo, roots):
         _put(module, run=stand_ins.run)
-    _put(build, HttpSession=stand_ins.http_session)
+    for module in (build, target_provides):
+        _put(module, HttpSession=stand_ins.http_session)
     _put(download, _open_url=stand_ins.open_url)
 
 
@@ -375,6 +428,10 @@ def _install_once() -> None:
         _put(module, read_header=programs.read_header)
     _put(verify, read_published_texts=lambda _: iter(()))
     _put(repogen_cli, import_rpm=lambda: None)
+    _put(batch_cli, read_arches=lambda _: ARCHES)
+    _put(batch_daemon, _KICK_SECONDS=1.0)  # less often: a paused worker may hold a job for minutes
+    _put(job_checks, open_history=_open_history)
+    _put(journal, os=primitives.StandIn(os, open=files.open_journal, write=files.write_journal))
     sys.unraisablehook = lambda _: None  # a generator of a killed process that is cleaned up late
 
 

@@ -75,7 +75,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _close(descriptor: int) -> None:
     if _State.files is not None:
-        scheduler.world.current.process.locks.discard(descriptor)
+        scheduler.world.current.process.descriptors.discard(descriptor)
     _real_close(descriptor)
 
 
@@ -94,7 +94,7 @@ def _flock(descriptor: Any, mode: int) -> None:
             if mode & fcntl.LOCK_NB:
                 raise
         world.sleep(0.01)
-    world.current.process.locks.add(descriptor)
+    world.current.process.descriptors.add(descriptor)
 
 
 def _fsync(descriptor: int) -> None:
@@ -113,12 +113,31 @@ class _Names:
         return f"{self._random.getrandbits(40):010x}"
 
 
-def drop_locks(process: scheduler.Process) -> None:
-    """Drop what a process has locked, as the kernel does at its end."""
-    for descriptor in list(process.locks):
+def open_journal(path: Any, flags: int, mode: int) -> int:
+    """`os.open` of a file that stays open until its process ends."""
+    descriptor = os.open(path, flags, mode)
+    scheduler.world.current.process.descriptors.add(descriptor)
+    return descriptor
+
+
+def write_journal(descriptor: int, block: bytes) -> int:
+    """`os.write`, in two steps: a process may be killed between them, and a full disk takes the first half alone."""
+    world = scheduler.world
+    world.step("write journal")
+    half = os.write(descriptor, block[: len(block) // 2])
+    process = world.current.process
+    world.step("write on")
+    if process.steps < process.disk_full_until:
+        return half
+    return half + os.write(descriptor, block[half:])
+
+
+def close_descriptors(process: scheduler.Process) -> None:
+    """Close what a process has locked or writes to, as the kernel does at its end."""
+    for descriptor in list(process.descriptors):
         with contextlib.suppress(OSError):
             _real_close(descriptor)
-    process.locks.clear()
+    process.descriptors.clear()
 
 
 @contextlib.contextmanager

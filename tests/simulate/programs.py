@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import types
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,10 +41,29 @@ def package_text(name: str, arch: str, *, is_source: bool = False) -> bytes:
 
 
 @attr.frozen(kw_only=True)
+class Start:
+    """What mock found where it looked for what a package requires."""
+
+    package: str
+    unlisted: frozenset[str]  #: requirements that the repodata did not list
+    at: float
+
+
+@attr.frozen(kw_only=True)
+class Requirements:
+    """What the packages of a batch require of each other, by their names."""
+
+    of_package: dict[str, frozenset[str]] = attr.field(factory=dict)
+    old: frozenset[str] = frozenset()  #: what the target has from earlier, which no repodata here shows
+    starts: list[Start] = attr.field(factory=list)
+
+
+@attr.frozen(kw_only=True)
 class Programs:
     store: Path
     sources: dict[str, bytes]  #: incoming/
     outcomes: dict[str, Outcomes]  #: of each package
+    requirements: Requirements = Requirements()
     faults: dict[str, float]  #: of rsync, createrepo_c and http: how often they fail
 
     def fails(self, what: str) -> bool:
@@ -93,9 +113,12 @@ class Programs:
         source = Path(words[-1])
         arch = next(word for word in words if word.startswith("--uniqueext=")).rpartition(".")[2]
         world, package = scheduler.world, source.name.rsplit("-", 2)[0]
+        (results / "root.log").write_text("INFO: root\n")
+        if missing := self._find_missing(package):
+            yield 0.3
+            return _fail_for_want(results, missing)
         outcomes = self.outcomes[package][arch]
         outcome = outcomes.pop(0) if outcomes else BUILT
-        (results / "root.log").write_text("INFO: root\n")
         yield world.random.choice((0.5, 2.0, 5.0, 5.0, 150.0 if world.random.random() < 0.1 else 3.0))
         if outcome == UNFIT:
             (results / "root.log").write_text("the disk is broken\n")
@@ -113,6 +136,23 @@ class Programs:
         built = "i686" if arch == "i386" else arch
         (results / f"{package}-1-1.{built}.rpm").write_bytes(package_text(package, built))
         return 0
+
+    def _find_missing(self, package: str) -> frozenset[str]:
+        """Find what a package requires and no target has."""
+        wanted = self.requirements.of_package.get(package)
+        if not wanted:
+            return frozenset()
+        unlisted = wanted - self._list_provided()
+        self.requirements.starts.append(Start(package=package, unlisted=unlisted, at=scheduler.world.now))
+        return unlisted - self.requirements.old
+
+    def _list_provided(self) -> set[str]:
+        found: set[str] = set()
+        for repomd in self.store.glob("repo/*/repodata/repomd.xml"):
+            (href,) = re.findall(r'href="([^"]+)"', repomd.read_text())
+            primary = gzip.decompress((repomd.parents[1] / href).read_bytes())
+            found.update(re.findall(r'<rpm:entry name="([^"]+)"', primary.decode()))
+        return found
 
     def _rsync(self, words: list[str]) -> Program:
         world, goal = scheduler.world, self.store / words[-1].removeprefix(UPLOAD)
@@ -140,11 +180,7 @@ class Programs:
         if self.fails("createrepo_c"):
             return scheduler.world.random.choice((1, -9))
         paths = [path for path in names if (target / path).is_file()]
-        packages = "".join(
-            f'<package><checksum type="sha256" pkgid="YES">{hashlib.sha256((target / path).read_bytes()).hexdigest()}'
-            f'</checksum><location href="{path}"/></package>\n'
-            for path in paths
-        )
+        packages = "".join(_primary_entry(path, (target / path).read_bytes()) for path in paths)
         text = gzip.compress(f'<metadata packages="{len(paths)}">\n{packages}</metadata>'.encode(), 1, mtime=0)
         name = f"{hashlib.sha256(text).hexdigest()}-primary.xml.gz"
         hidden = output.with_name(".repodata")
@@ -164,7 +200,10 @@ class Programs:
 
     def http_session(self) -> Any:
         """`core.http_client.HttpSession`."""
-        from reimzul.core.http_client import HttpUnavailable, NotFound
+        from reimzul.core.http_client import Document, HttpUnavailable, NotFound
+
+        def get_newer(url: str, limit: int, _: Document) -> Document:
+            return Document(get(url, limit))
 
         def get(url: str, limit: int) -> bytes:
             scheduler.world.step("http get")
@@ -175,7 +214,7 @@ class Programs:
             except OSError:
                 raise NotFound(url) from None
 
-        return contextlib.nullcontext(types.SimpleNamespace(get=get))
+        return contextlib.nullcontext(types.SimpleNamespace(get=get, get_newer=get_newer))
 
     @contextlib.contextmanager
     def open_url(self, url: str) -> Iterator[Any]:
@@ -186,6 +225,23 @@ class Programs:
         text = self.sources[url.removeprefix(INCOMING)]
         chunks = [text]
         yield types.SimpleNamespace(length=len(text), headers={}, read1=lambda _: chunks.pop() if chunks else b"")
+
+
+def _fail_for_want(results: Path, missing: frozenset[str]) -> int:
+    """Leave what mock leaves if nobody provides what the package requires; return its exit code."""
+    lines = "".join(f"DEBUG util.py:460:  No matching package to install: '{each}'\n" for each in sorted(missing))
+    (results / "root.log").write_text(f"{lines}DEBUG util.py:460:  Not all dependencies satisfied\n")
+    (results / "state.log").write_text("2026-01-01 00:00:00,000 - Start: build setup for x.src.rpm\n")
+    return 30
+
+
+def _primary_entry(path: str, package: bytes) -> str:
+    """An entry of primary.xml; a package provides its name."""
+    checksum, name = hashlib.sha256(package).hexdigest(), package.split()[1].decode()
+    return (
+        f'<package><checksum type="sha256" pkgid="YES">{checksum}</checksum><location href="{path}"/>'
+        f'<format><rpm:provides><rpm:entry name="{name}"/></rpm:provides></format></package>\n'
+    )
 
 
 def read_header(path: Path) -> Any:

@@ -9,7 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from tests.simulate import beanstalkd, programs, scheduler
+from tests.simulate import batch_promises, batches, beanstalkd, programs, scheduler
 from tests.simulate.farm import ARCH, FOLLOWER, TARGET, TRIES, Farm, legs_of
 
 # isort: split
@@ -24,12 +24,17 @@ from reimzul.store.listing import read_listing
 
 def _open_jobs(farm: Farm) -> list[beanstalkd.Job]:
     jobs = farm.server.jobs.values()
-    return [job for job in jobs if job.state != beanstalkd.BURIED and not is_control_tube(job.tube)]
+    return [
+        job for job in jobs
+        if job.state != beanstalkd.BURIED and not is_control_tube(job.tube) and not batches.is_held(job)
+    ]  # fmt: skip
 
 
 def is_quiet(farm: Farm) -> bool:
     world = scheduler.world
     if farm.server.is_down or farm.starts_at or _open_jobs(farm):
+        return False
+    if farm.person is not None and not (farm.person.is_done and farm.person.is_at_rest):
         return False
     if len(farm.daemons) < len(farm.names) or any(
         process.paused_until > world.now for process in farm.processes.values()
@@ -70,12 +75,20 @@ def unsettled(farm: Farm) -> list[str]:
         *jobs,
         *folders,
         f"down: {', '.join(farm.starts_at)}",
+        *([] if farm.person is None else farm.person.describe()),
         f"{_open_deliveries(farm)} deliveries are open, {len(farm.daemons)} daemons run",
     ]
 
 
 def broken(farm: Farm) -> list[str]:
-    return [*_check_builds(farm), *_check_store(farm), *_check_signing(farm), *_check_mails(farm), *_check_jobs(farm)]
+    found = [*_check_builds(farm), *_check_store(farm), *_check_signing(farm), *_check_mails(farm), *_check_jobs(farm)]
+    return found if farm.person is None else [*found, *batch_promises.find_broken(farm.person)]
+
+
+def _all_legs(farm: Farm) -> Iterator[tuple[str, BuildRecord | None]]:
+    """Every leg of all builds, those of a batch too, with what the history has of it."""
+    yield from _legs(farm, farm.accepted)
+    yield from ((key, record) for key, record in farm.records.history.items() if record.batch)
 
 
 def _check_builds(farm: Farm) -> Iterator[str]:
@@ -97,6 +110,7 @@ def _check_builds(farm: Farm) -> Iterator[str]:
                 yield f"{request.srpm}: {record.arch} ended as {record.state} ({record.reason}), not as {ends}"
     # a cancelled build's followers are told as cancelled too, where one may have begun
     known = {key for key, _ in _legs(farm, farm.accepted)} | {leg_key(each, FOLLOWER) for each in farm.cancelled}
+    known |= {key for key, record in farm.records.history.items() if record.batch}
     for key in farm.records.history.keys() - known:
         yield f"{key}: {farm.records.history[key].state}, a leg of no build that was submitted"
 
@@ -152,14 +166,14 @@ def _check_store(farm: Farm) -> Iterator[str]:
     yield from (f"{key}: was not listed any more after it was published" for key in sorted(farm.unlisted))
     yield from (f"{key}: has {count} places" for key, count in places.items() if count > 1)
     yield from (f"{name}: is listed, and no build's" for name in listed)
-    for key, record in _legs(farm, farm.accepted):
+    for key, record in _all_legs(farm):
         if record and record.state in ("published", "built") and not places[key]:
             yield f"{record.srpm}: {key} is {record.state}, and has no place"
 
 
 def _check_signing(farm: Farm) -> Iterator[str]:
     staged = Counter(farm.collected)
-    wanted = {key for key, record in _legs(farm, farm.accepted) if record and record.published}
+    wanted = {key for key, record in _all_legs(farm) if record and record.published}
     for key in wanted | set(staged):
         if staged[key] != (key in wanted):
             yield f"{key}: staged {staged[key]} times, published: {key in wanted}"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import shutil
 import tempfile
@@ -13,11 +14,13 @@ from typing import Callable
 
 import attr
 
-from tests.simulate import beanstalkd, files, promises, scheduler
+from tests.simulate import batches, beanstalkd, files, promises, scheduler
 from tests.simulate import farm as farms
-from tests.simulate.farm import DAEMONS, SECOND_REPOGEN, Farm
+from tests.simulate.farm import BATCH, DAEMONS, SECOND_REPOGEN, Farm
 from tests.simulate.scheduler import Process
 
+#: How many of the seeds have a batch.
+BATCH_SHARE = 0.2
 #: Seconds of virtual time that a farm gets to come to rest.
 LIMIT_SECONDS = 4 * 3600.0
 #: Seconds during which faults begin.
@@ -140,7 +143,8 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None, top: str | N
     try:
         rates = {what: own.choice((0.0, 0.0, 0.2, 0.5)) for what in ("rsync", "createrepo_c", "http")}
         names = (*DAEMONS, SECOND_REPOGEN) if own.random() < 0.5 else DAEMONS
-        farm = Farm(folder, seed, farms.make_plan(own), rates, names)
+        given = batches.make_batch(own) if own.random() < BATCH_SHARE else None
+        farm = _make_farm(folder, seed, own, rates, names, given)
         faults = Faults(farm, own)
         if own.random() < 0.3:
             farm.server.choose = lambda jobs: jobs[int(world.random.random() * len(jobs))]
@@ -166,11 +170,32 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None, top: str | N
     )  # fmt: skip
 
 
+def _make_farm(
+    folder: Path,
+    seed: int,
+    own: random.Random,
+    rates: dict[str, float],
+    names: tuple[str, ...],
+    given: batches.Given | None,
+) -> Farm:
+    if given is None:
+        return Farm(folder, seed, farms.make_plan(own), rates, names)
+    singles = dict(itertools.islice(farms.make_plan(own).items(), 2))
+    outcomes = {**singles, **given.outcomes}
+    farm = Farm(folder, seed, outcomes, rates, (*names, BATCH), requirements=given.requirements)
+    farm.singles = list(singles)
+    farm.person = person = batches.Person(farm, given)
+    farm.server.on_kick = person.watch_kick
+    return farm
+
+
 def _live(farm: Farm, faults: Faults, own: random.Random) -> None:
     world = scheduler.world
     for name in farm.names:
         farm.start(name)
-    for name in farm.outcomes:
+    if farm.person is not None:
+        world.start(Process("person", 2), farm.person.live, "main")
+    for name in farm.singles:
         world.sleep(own.random() * 4)
         farm.submit(name)
     if own.random() < 0.2:

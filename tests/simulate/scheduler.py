@@ -46,7 +46,7 @@ class Process:
     disk_full_until: int = 0  #: no file can be made before its step of that number
     faults: dict[int, Callable[[], None]] = attr.field(factory=dict)
     tasks: list[Task] = attr.field(factory=list)
-    locks: set[int] = attr.field(factory=set)  #: descriptors with an flock
+    descriptors: set[int] = attr.field(factory=set)  #: locked or written to: its end closes them
     sockets: list[Any] = attr.field(factory=list)
     on_exit: Callable[[Process], None] = lambda _: None
 

@@ -49,7 +49,7 @@ def _check_plans(host: Host) -> Result:
     hint = (
         f"give the plan in {incoming / FOLDER} back as it was, then: systemctl restart reimzul-batch; or submit again"
     )
-    recommend(not faults, f"batches that nobody works on: {shorten(faults)}", hint)
+    require(not faults, f"batches that nobody works on: {shorten(faults)}", hint)
     return ok(f"{pluralize(len(list_batch_ids(incoming)), 'batch')} in {incoming / FOLDER}")
 
 

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small batch on the simulated farm: its packages, and the person who submits and steers it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Callable
+
+import attr
+
+from tests.simulate import beanstalkd, programs, scheduler
+from tests.simulate.farm import ARCH, TARGET, Farm, connect
+from tests.simulate.programs import TWO_LEGS
+
+# isort: split
+# The farm imports the product first, on the virtual clock.
+from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
+from reimzul.core.beanstalk import BATCH, BATCH_ORDER, BATCH_REQUEST, HELD_SECONDS, Broker
+from reimzul.core.errors import ReimzulError
+from reimzul.core.message import BuildRequest
+from reimzul.core.store_paths import leg_key
+from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
+from reimzul.plan.journal import Entry, read_journal
+from reimzul.plan.state import BatchState, MemberState
+
+BATCH_ID = "5f0c12ab"
+#: What no package provides.
+NOBODYS = "nobodys"
+#: The orders of a person, the usual ones more often.
+_ORDERS = (
+    *[OrderKind.PAUSE] * 4, OrderKind.RETRY, OrderKind.RETRY, OrderKind.RELEASE, OrderKind.SKIP, OrderKind.CANCEL,
+)  # fmt: skip
+
+
+@attr.frozen(kw_only=True)
+class Given:
+    """What a seed gives a batch."""
+
+    plan: Plan
+    outcomes: dict[str, programs.Outcomes]  #: of each package
+    requirements: programs.Requirements
+    orders: list[tuple[float, str, int]]  #: the pause before each, its kind, and the number of a member; -1: no member
+    pauses: list[float]  #: seconds until a paused batch is resumed
+    retries: bool  #: whether what failed is built again at the end
+
+
+def make_batch(own: random.Random) -> Given:
+    """Make a batch of four to six packages that need each other, some in ways that the plan does not know."""
+    count = own.randint(4, 6)
+    names = [f"{TWO_LEGS if own.random() < 0.15 else ''}dep{number}" for number in range(count)]
+    required: dict[str, set[str]] = {name: set() for name in names}
+    planned: dict[str, set[str]] = {name: set() for name in names}
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            if own.random() < 0.4:
+                required[name].add(other)
+                if own.random() < 0.7:
+                    planned[name].add(other)
+    if own.random() < 0.4:
+        required[own.choice(names)].add(NOBODYS)
+    odds: list[list[str]] = [[]] * 8 + [[programs.FAILED], [programs.UNFIT], [programs.NOBODY]]
+    outcomes = {name: {arch: list(own.choice(odds)) for arch in _legs(name)} for name in names}
+    if own.random() < 0.5:
+        outcomes[own.choice(names)][ARCH] = [programs.FAILED]
+    old = frozenset(name for name in names if own.random() < 0.15)
+    members = [_make_member(name, planned[name], name in old) for name in names]
+    own.shuffle(members)
+    gaps = (0.0, 1.0, 5.0, 20.0)
+    return Given(
+        plan=Plan(
+            batch=BATCH_ID, target=TARGET.rpartition(".")[0], arches=(ARCH,), submitter="someone",
+            created=scheduler.EPOCH, priority=8192, last_resort=own.random() < 0.7, members=tuple(members),
+        ),
+        outcomes=outcomes,
+        requirements=programs.Requirements(
+            of_package={name: frozenset(each) for name, each in required.items()}, old=old
+        ),
+        orders=[
+            (own.choice(gaps) * own.random(), own.choice(_ORDERS), own.randrange(-1, count))
+            for _ in range(own.choice((0, 0, 1, 2, 4)))
+        ],
+        pauses=[own.choice(gaps) * own.random() * 3 for _ in range(8)],
+        retries=own.random() < 0.4,
+    )  # fmt: skip
+
+
+def _legs(name: str) -> tuple[str, ...]:
+    return (ARCH, "i386") if name.startswith(TWO_LEGS) else (ARCH,)
+
+
+def _make_member(name: str, needs: set[str], is_listed: bool) -> Member:
+    return Member(
+        name=name, arch=ARCH, target=TARGET, srpm=f"{name}-1-1.src.rpm",
+        srpm_sha256=hashlib.sha256(programs.package_text(name, ARCH, is_source=True)).hexdigest(), evr="1-1",
+        tube=ARCH, legs=(ARCH,), disttag=".x", needs=tuple(f"{each}.{ARCH}" for each in sorted(needs)),
+        provides=(name,), packages=(name,), is_listed=is_listed,
+    )  # fmt: skip
+
+
+@attr.define(eq=False)
+class Person:
+    """Submits a batch, steers it, and looks at what everybody can read of it."""
+
+    farm: Farm
+    given: Given
+    is_done: bool = False
+    wrong: list[str] = attr.field(factory=list)  #: what was seen that must never be
+    _journal: bytes = b""
+    _entries: list[Entry] = attr.field(factory=list)
+    _state: BatchState = attr.field(init=False)
+    _orders: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._state = BatchState(self.given.plan)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The journal."""
+        self._read()
+        return self._entries
+
+    @property
+    def state(self) -> BatchState:
+        """The batch as its journal has it now."""
+        self._read()
+        return self._state
+
+    def _read(self) -> None:
+        path = journal_path(self.farm.incoming, BATCH_ID)
+        body = path.read_bytes() if path.exists() else b""
+        if body == self._journal:
+            return
+        is_longer = body.startswith(self._journal)  # else its end was taken back
+        self._journal = body
+        entries = list(read_journal(path))
+        if not is_longer or len(entries) < len(self._entries):
+            self._state, self._entries = BatchState(self.given.plan), []
+        for entry in entries[len(self._entries) :]:
+            self._state.apply(entry)
+        self._entries = entries
+
+    # --- acting
+
+    def live(self) -> None:
+        """Submit the batch and give all orders, until it is at rest."""
+        world = scheduler.world
+        world.sleep(world.random.random() * 6)
+        sha256 = write_plan(plan_path(self.farm.incoming, BATCH_ID), self.given.plan)
+        request = BatchRequest(batch=BATCH_ID, plan_sha256=sha256, target=self.given.plan.target, submitter="someone")
+        self._insist(lambda broker: broker.put(BATCH, request, priority=BATCH_REQUEST))
+        for gap, kind, number in self.given.orders:
+            world.sleep(gap)
+            members = (self.given.plan.members[number].key,) if number >= 0 else ()
+            if kind == OrderKind.PAUSE:
+                self._order(kind)
+            elif kind == OrderKind.CANCEL or members:
+                self._order(kind, *members)
+            if self.state.is_paused or kind == OrderKind.PAUSE:
+                self._resume()
+        self._wait_for_rest()
+        broken = [key for key, each in self.state.members.items() if each.state in MemberState.BROKEN]
+        if self.given.retries and broken:
+            self._order(OrderKind.RETRY, *broken)
+            self._wait_for_rest()
+        self.is_done = True
+
+    def _insist(self, put: Callable[[Broker], int]) -> None:
+        """Put something, again and again until beanstalkd confirms it."""
+        while True:
+            try:
+                with connect() as broker:
+                    put(broker)
+                    return
+            except ReimzulError:
+                scheduler.world.sleep(1.0)
+
+    def _order(self, kind: str, *members: str) -> None:
+        self._orders += 1
+        order = BatchOrder(
+            batch=BATCH_ID, order=kind, id=f"{self._orders:016x}", by="someone", at=scheduler.world.time(),
+            members=members,
+        )  # fmt: skip
+        self._insist(lambda broker: broker.put(BATCH, order, priority=BATCH_ORDER))
+        while order.id not in self.state.orders:
+            scheduler.world.sleep(1.0)
+
+    def _resume(self) -> None:
+        scheduler.world.sleep(self.given.pauses[self._orders % len(self.given.pauses)])
+        self._order(OrderKind.RESUME)
+
+    def _wait_for_rest(self) -> None:
+        while not self.is_at_rest:
+            if self.state.is_paused:
+                self._resume()
+            scheduler.world.sleep(5.0)
+
+    @property
+    def is_at_rest(self) -> bool:
+        return self.state.is_over or self.state.rests
+
+    def describe(self) -> list[str]:
+        """What the batch is like now."""
+        members = [f"{key} is {each.state} {each.missing or ''}" for key, each in self.state.members.items()]
+        return [f"the batch is {'paused' if self.state.is_paused else 'not at rest'}: {', '.join(members)}"]
+
+    # --- watching
+
+    def watch_kick(self, job: beanstalkd.Job) -> None:
+        """Note a job that must not become ready now."""
+        request = self.request_of(job)
+        if request is None or scheduler.world.current.process.name != "batch":
+            return
+        for other in self.farm.server.jobs.values():
+            if other is job or is_held(other) or (its := self.request_of(other)) is None:
+                continue
+            record = self.farm.records.history.get(leg_key(its.build_id, ARCH))
+            if its.srpm == request.srpm and not (record and record.is_over):  # another worker may still have it
+                self.wrong.append(f"{request.srpm}: job {job.id} was released beside job {other.id}, {other.state}")
+        progress = self.state.find_member(request.build_id)
+        if self.state.is_paused and progress is not None and not progress.is_forced:
+            self.wrong.append(f"{request.srpm}: was released while the batch was paused")
+
+    def request_of(self, job: beanstalkd.Job) -> BuildRequest | None:
+        """The request of a member's job; None for any other job."""
+        if job.tube != ARCH:
+            return None
+        request = BuildRequest.decode(job.body)
+        return request if request.batch == BATCH_ID else None
+
+    def list_jobs(self) -> Iterator[tuple[beanstalkd.Job, BuildRequest]]:
+        for job in self.farm.server.jobs.values():
+            if (request := self.request_of(job)) is not None:
+                yield job, request
+
+
+def is_held(job: beanstalkd.Job) -> bool:
+    return job.state == beanstalkd.DELAYED and job.due - scheduler.world.now > HELD_SECONDS / 2
