@@ -194,6 +194,7 @@ def _controller(plan: Plan, keys: Keys) -> dict[str, dict[str, object]]:
     return {
         "incoming": {"folder": layout.incoming, "url": plan.incoming_url(CONTROLLER)},
         "notifier": {"ledger": layout.notifier / "ledger.sqlite", "presence": layout.notifier / "presence.sqlite"},
+        "batch": {"enabled": "true"},
         "history": {"url": f"sqlite:///{layout.history}"},
         "logs": {"logfile": layout.log / "reimzul.log"},
         "mqtt": {

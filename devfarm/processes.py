@@ -99,6 +99,7 @@ def plan_daemons(plan: Plan, workers: int, repogens: int) -> list[Part]:
     controller, bstore, *builders = plan.hosts
     return [
         part("notifier", controller, "notifier"),
+        part("batch", controller, "batch"),
         *(part(f"repogen-{number}", bstore, "repogen") for number in range(1, repogens + 1)),
         part("tosign", bstore, "tosign"),
         *([part("pages", controller, "pages")] if plan.has_pages else []),

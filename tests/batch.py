@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.batch_message import BatchOrder, BatchRequest
 from reimzul.core.beanstalk import (
     BATCH,
@@ -182,6 +183,7 @@ class FakeFarm:
         self.is_building = threading.Event()  #: whether builders take jobs
         self.is_building.set()
         self.events: list[BuildEvent] = []
+        self.news: list[BatchEvent] = []
         self.started: list[str] = []  #: packages, in the order their builds began
         self.began_after: dict[str, set[str]] = {}  #: what was published when a build began
         self.published: set[str] = set()
@@ -220,6 +222,7 @@ class FakeFarm:
         claims = list(itertools.islice(iter(lambda: broker.reserve({NOTIFY.name: NOTIFY}, 0), None), 500))
         events = [each.message for each in claims if isinstance(each.message, BuildEvent)]
         self.events += events
+        self.news += [each.message for each in claims if isinstance(each.message, BatchEvent)]
         self.record(events)
         for event in events:
             if event.batch or event.held is not None or event.status in (*Status.FINAL, Status.PUBLISHED):

@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        parallel.order_by_folder(items)
+        parallel.order_files(items)
 
 
 @pytest.hookimpl(optionalhook=True)

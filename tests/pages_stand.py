@@ -133,8 +133,7 @@ class PagesStand:
                 self.render(opened)
             return
         daemon.run_round()
-        with daemon.sources.index.transaction():
-            daemon.sources.index.hasten()
+        daemon.sources.index._execute("UPDATE pages SET due = 0 WHERE due IS NOT NULL")
         before = -1
         for _ in range(200):
             daemon.run_round()

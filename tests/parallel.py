@@ -21,8 +21,8 @@ import pytest
 _CLONE_NEWNET = 0x40000000  # sched.h
 _NETWORK = "/proc/thread-self/ns/net"
 #: The files of `acceptance` that share the fixture `farm`, which takes seconds to make and lasts for the session.
-_FARM_FILES = ("test_claims.py", "test_farm.py", "test_follow.py", "test_fresh_repositories.py")
-#: The files of acceptance take longest and begin at once; the process that is ready first goes on with unit tests.
+_FARM_FILES = ("test_batch.py", "test_claims.py", "test_farm.py", "test_follow.py", "test_fresh_repositories.py")
+#: The files of acceptance take longest and begin at once; then unit tests, which fail soonest.
 _ORDER = ("acceptance", "unit", "integration")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,9 +66,13 @@ class Networks:
         self._current = network
 
 
-def order_by_folder(items: list[pytest.Item]) -> None:
-    """Order tests as in `_ORDER`. Raises `UsageError` if a file shares the farm and is not in `_FARM_FILES`."""
-    items.sort(key=lambda item: _ORDER.index(Path(item.path).parent.name))
+def order_files(items: list[pytest.Item]) -> None:
+    """Order files by folder as in `_ORDER`, then the largest first: one that takes minutes must not begin last.
+
+    Raises `UsageError` if a file shares the farm and is not in `_FARM_FILES`.
+    """
+    sizes = {path: path.stat().st_size for path in {Path(item.path) for item in items}}
+    items.sort(key=lambda item: (_ORDER.index(item.path.parent.name), -sizes[item.path], item.path))
     if strays := {Path(item.path).name for item in items if _uses_farm(item)} - set(_FARM_FILES):
         raise pytest.UsageError(f"tests/parallel.py, _FARM_FILES: add {', '.join(sorted(strays))}")
 

@@ -43,6 +43,9 @@ TESTS = {
     "reimzul/worker/job_session.py": "unit/test_job_session",
     "reimzul/worker/mock_result.py": "unit/test_mock_result unit/test_mock_logs unit/test_repo_failures",
     "reimzul/core/beanstalk.py": "unit/test_tubes integration/test_core_tube",
+    "reimzul/plan/graph.py": "unit/test_plan_graph",
+    "reimzul/plan/edges.py": "unit/test_plan_edges",
+    "reimzul/plan/arrangement.py": "unit/test_plan_edges unit/test_plan_maker",
 }
 _OPPOSITE: dict[type[ast.AST], Any] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,16 +12,13 @@ from reimzul.admin import batch_lookup, batch_orders
 from reimzul.admin.output import json_option, pass_settings
 from reimzul.core.batch_message import OrderKind
 from reimzul.core.cli import EXIT_CODES
-from reimzul.core.errors import InputError, ReimzulError, describe_os_error
+from reimzul.core.errors import InputError, describe_os_error
 from reimzul.core.incoming import copy_source
 from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.core.settings import Settings
-from reimzul.plan.batches import BatchFiles
 from reimzul.plan.document import Plan, plan_path, write_plan
 from reimzul.plan.replacement import replace_source
 
-#: Seconds that the old builds have to end, and seconds between two looks.
-_END_TIMEOUT_SECONDS, _POLL_SECONDS = 60.0, 0.2
 #: Stands for a sha256 while a plan is only checked.
 _NO_SHA256 = "0" * 64
 
@@ -52,7 +47,6 @@ def replace(settings: Settings, batch: str, srpm: Path, as_json: bool) -> int:
     checksum, _copied = copy_source(srpm, settings.incoming.folder)
     plan = replace_source(files.state.plan, before, header, srpm.name, checksum)
     keys = [each.key for each in plan.members if each.srpm_sha256 == checksum]
-    _end_builds(settings, files, keys)
     plan_sha256 = _write_plan(settings, plan)
     result = batch_orders.give_order(settings, files, OrderKind.REPLACE, keys, plan_sha256=plan_sha256)
     return batch_orders.report_order(
@@ -65,22 +59,6 @@ def _read_replaced(settings: Settings, plan: Plan, name: str) -> Header | None:
     old = next((each.srpm for each in plan.members if each.name == name), "")
     path = settings.incoming.folder / old
     return read_source_header(path) if old and path.is_file() else None
-
-
-def _end_builds(settings: Settings, files: BatchFiles, keys: Sequence[str]) -> None:
-    """Cancel the builds of members that are not over, and wait for their ends. Raises `ReimzulError`."""
-    state = files.state
-    unfinished = [key for key in keys if not state.is_ended(state.members[key]) and state.members[key].is_put]
-    if not unfinished:
-        return
-    result = batch_orders.give_order(settings, files, OrderKind.CANCEL, unfinished, why="replaced")
-    deadline = time.monotonic() + _END_TIMEOUT_SECONDS
-    while not all(state.is_ended(state.members[key]) for key in unfinished):
-        if not result.is_obeyed or time.monotonic() > deadline:
-            names = batch_orders.name_members(state, unfinished)
-            raise ReimzulError(f"the old builds of {names} have not ended; nothing is replaced yet: try again later")
-        time.sleep(_POLL_SECONDS)
-        state = files.refresh()
 
 
 def _write_plan(settings: Settings, plan: Plan) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from reimzul.batch.actions import ActionRunner
 from reimzul.batch.jobs import without_logs
-from reimzul.batch.open_batch import OpenBatch, is_over, list_batches
+from reimzul.batch.open_batch import OpenBatch
 from reimzul.core.arch import Arches
 from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
 from reimzul.core.errors import InputError, InvalidMessage, RetryLater
 from reimzul.core.message import BuildEvent
+from reimzul.plan.batches import list_batch_ids, read_announced_end
 from reimzul.plan.document import journal_path, plan_path
 from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.state import BatchState, MemberProgress, event_entry
@@ -33,10 +34,14 @@ class Batches:
         self._broken: dict[str, str] = {}  #: batches that are not touched, and why
 
     def load_unfinished(self) -> None:
-        """Load the batches that are not over. One that cannot be loaded is logged and not touched."""
-        for batch_id in list_batches(self.incoming):
+        """Load the batches that are not over, or whose end was not announced.
+
+        One that cannot be loaded is logged and not touched. Raises `OSError`.
+        """
+        for batch_id in list_batch_ids(self.incoming):
+            path = journal_path(self.incoming, batch_id)
             try:
-                if not is_over(self.incoming, batch_id):
+                if path.exists() and read_announced_end(path) is None:
                     self._load(batch_id)
             except InputError as error:
                 self.set_aside(batch_id, str(error))

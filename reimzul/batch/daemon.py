@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Callable
 
 from reimzul.batch.actions import ActionRunner
@@ -23,7 +24,8 @@ from reimzul.core.batch_message import BatchMessage, BatchOrder, BatchRequest
 from reimzul.core.beanstalk import BATCH, Broker, ReservedJob
 from reimzul.core.daemon import RESERVE_SECONDS, Daemon, Outcome
 from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater
-from reimzul.core.message import BuildEvent, BuildRequest, Refusal
+from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
+from reimzul.plan.announcements import announced_entry
 from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.journal import Entry
 from reimzul.plan.state import MemberState
@@ -121,6 +123,8 @@ class BatchDaemon(Daemon[BatchMessage]):
     def _sort_event(self, broker: Broker, event: BuildEvent) -> tuple[OpenBatch, Entry] | None:
         found = self.batches.find_for_event(event)
         self.singles.take_event(broker, event)
+        if event.status == Status.PUBLISHED:
+            self.targets.note_publication(event.target)
         if found is None or event.claimed:
             return None
         return found[0], entry_of_event(event)
@@ -152,14 +156,21 @@ class BatchDaemon(Daemon[BatchMessage]):
         rooms = self.throttle.deal(broker, [each.state for each in active])
         has_changed = False
         for batch, room in zip(active, rooms):
-            try:
-                has_changed |= self._advance_batch(self._runner(broker, batch), room)
-            except ReimzulError:
-                raise
-            except Exception as error:
-                log.exception("a bug in Reimzul")
-                self.batches.set_aside(batch.id, f"a bug in Reimzul: {error!r}")
+            has_changed |= self._isolate(batch, partial(self._advance_batch, self._runner(broker, batch), room))
+        for batch in list(self.batches.open.values()):
+            self._isolate(batch, partial(announce_news, broker, batch))
         return has_changed
+
+    def _isolate(self, batch: OpenBatch, work: Callable[[], bool]) -> bool:
+        """Work on a batch and return whether it changed; a bug stops that batch alone."""
+        try:
+            return work()
+        except ReimzulError:
+            raise
+        except Exception as error:
+            log.exception("a bug in Reimzul")
+            self.batches.set_aside(batch.id, f"a bug in Reimzul: {error!r}")
+            return False
 
     def _advance_batch(self, runner: ActionRunner, room: Mapping[str, int]) -> bool:
         runner.kick_pending()
@@ -195,3 +206,12 @@ class BatchDaemon(Daemon[BatchMessage]):
 
     def _runner(self, broker: Broker, batch: OpenBatch) -> ActionRunner:
         return ActionRunner(broker, batch, self.ping_watchdog)
+
+
+def announce_news(broker: Broker, batch: OpenBatch) -> bool:
+    """Announce what people are to be notified of, then note that; repeated after a kill, it has the same key."""
+    news = batch.find_news()
+    for each in news:
+        broker.announce(each)
+    batch.record([announced_entry(each, time.time()) for each in news])
+    return bool(news)

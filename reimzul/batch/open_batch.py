@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reimzul.core.arch import Arches
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.batch_message import BatchRequest
-from reimzul.core.errors import InputError, InvalidMessage, RetryLater, describe_os_error
-from reimzul.core.json_message import parse_json
+from reimzul.core.errors import InputError, RetryLater, describe_os_error
 from reimzul.core.message import Status
-from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
+from reimzul.plan.announcements import find_announcements
+from reimzul.plan.document import Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import Entry, EntryKind, Journal, read_journal
 from reimzul.plan.state import BatchState, MemberProgress
-
-#: Bytes at the end of a journal that are read to find out whether its batch is over.
-_TAIL_BYTES = 1 << 16
 
 
 class OpenBatch:
@@ -42,6 +39,7 @@ class OpenBatch:
         #: when the last publication was noted, or everything before it was read, by this host's clock
         self.publication_noted_at = time.time()
         self.changed_at = time.monotonic()
+        self._looked_at = 0.0  #: the change up to which `find_news` was asked
 
     @classmethod
     def accept(cls, incoming: Path, request: BatchRequest, job: int, arches: Arches) -> OpenBatch:
@@ -107,6 +105,13 @@ class OpenBatch:
     def entry_of(self, kind: str, progress: MemberProgress, **more: Any) -> Entry:
         return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": time.time(), **more}
 
+    def find_news(self) -> list[BatchEvent]:
+        """The events that people are to be notified of since the last change; asked once a change."""
+        if self._looked_at == self.changed_at:
+            return []
+        self._looked_at = self.changed_at
+        return find_announcements(self.state)
+
     def close(self) -> None:
         self.journal.close()
 
@@ -122,27 +127,3 @@ def check_plan(plan: Plan, batch_id: str, arches: Arches) -> None:
             raise InputError(f"the plan has no arch on which {member.key} must be published")
     if len({member.key for member in plan.members}) < len(plan.members):
         raise InputError("the plan has two members of one name and arch")
-
-
-def list_batches(incoming: Path) -> list[str]:
-    """The ids of all batches that were accepted, in no order. Raises `OSError` if the folder cannot be read."""
-    folder = incoming / FOLDER
-    names = (path.name.partition(".")[0] for path in folder.glob("*.log")) if folder.is_dir() else ()
-    return [name for name in names if len(name) == 8]
-
-
-def is_over(incoming: Path, batch_id: str) -> bool:
-    """Whether a batch is over, by the end of its journal: only events may come after that. Raises `InputError`."""
-    path = journal_path(incoming, batch_id)
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            tail = stream.read()
-    except OSError as error:
-        raise InputError(f"{path}: {describe_os_error(error)}") from None
-    for line in reversed(tail.splitlines()[1:]):
-        with contextlib.suppress(InvalidMessage):  # half written
-            kind = parse_json(line).get("kind")
-            if kind != EntryKind.EVENT:
-                return bool(kind == EntryKind.OVER)
-    return False

@@ -15,7 +15,7 @@ from typing import Any
 #: Keys of JSON output whose values are times.
 _TIME_KEYS = frozenset(
     ("at", "heard", "started", "finished", "start", "end", "since", "until", "published", "last_published")
-    + ("queued_at", "put_at", "released_at", "due", "when", "oldest", "next_try", "created", "expected_end")
+    + ("queued_at", "put_at", "released_at", "due", "when", "oldest", "next_try", "created", "expected_end", "made")
 )
 #: Keys of objects whose own keys are data and whose values are counts.
 _COUNT_KEYS = frozenset(("results", "reasons", "unrecorded", "counts"))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of reimzul-pages: looks for changes at most once a second, and renders the pages that show them.
 
-After each round the daemon rests four times as long as the round used a core: it never takes more than a fifth of one.
+After each round the daemon rests until the round has lasted five times as long as it used a core: it never takes more
+than a fifth of one.
 Under more changes than that allows, pages are late, and several changes of a page are rendered once.
 """
 
@@ -25,18 +26,20 @@ from reimzul.history.workers import WorkerStore
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.follower import HeartbeatFollower, HistoryFollower
-from reimzul.pages.index import DuePage, PageIndex
-from reimzul.pages.page_kinds import PAGE_KINDS
+from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, remove_index
+from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
 from reimzul.pages.sources import PageSources
 from reimzul.pages.store_reader import StoreReader, StoreSilent
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for changes, at least; processor seconds that a round renders for.
+#: Seconds between two looks for changes, at least; processor seconds that a round takes over changes, and renders.
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
-#: How many times as long as its work the daemon rests, and the longest rest in seconds.
-_REST_FACTOR, _MAX_REST_SECONDS = 4.0, 30.0
+#: The share of that for builds' own pages and the first page, while there are such.
+_URGENT_SHARE = 0.7
+#: How many times as long as its processor time a round lasts, with the rest after it; and seconds that it may last.
+_ROUND_FACTOR, _MAX_ROUND_SECONDS = 5.0, 30.0
 #: Pages that are taken from the index, and rendered before they are marked.
 _RENDER_BATCH = 20
 #: Seconds until a page that could not be rendered is tried again; seconds between log lines about what fails.
@@ -56,6 +59,7 @@ class PagesDaemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = settings.pages.folder
+        self._index_path = self._folder / INDEX_FOLDER / "pages.sqlite"
         self.stop = Stop()
         self._service = SdNotify()
         self._public_url = PublicUrl(settings.bstore)
@@ -67,17 +71,26 @@ class PagesDaemon:
 
     def run(self) -> None:
         """Serve until a signal stops the daemon. Raises `ConfigError`, `IndexUnavailable`."""
-        with handle_signals(self.stop), self.hold_folder():
-            self._service.announce_ready("rendering")
+        with handle_signals(self.stop):
             while not self.stop.is_requested:
-                began, used = time.monotonic(), time.process_time()
-                with self._surviving("the pages cannot be made"):
-                    self.run_round()
-                used = time.process_time() - used
-                rest = max(LOOK_SECONDS - (time.monotonic() - began), min(_MAX_REST_SECONDS, _REST_FACTOR * used))
-                self._rest(rest)
+                try:
+                    with self.hold_folder():
+                        self._serve()
+                except IndexDamaged as error:
+                    log.error("%s; it is made again from the history", error)
+                    remove_index(self._index_path)
         self._service.announce_stop()
         log.info("stopped")
+
+    def _serve(self) -> None:
+        self._service.announce_ready("rendering")
+        while not self.stop.is_requested:
+            began, used = time.monotonic(), time.process_time()
+            with self._surviving("the pages cannot be made"):
+                self.run_round()
+            used = time.process_time() - used
+            round_seconds = max(LOOK_SECONDS, min(_MAX_ROUND_SECONDS, _ROUND_FACTOR * used))
+            self._rest(round_seconds - (time.monotonic() - began))
 
     def _rest(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -88,10 +101,10 @@ class PagesDaemon:
     @contextlib.contextmanager
     def hold_folder(self) -> Iterator[None]:
         """Open the index, and keep a second daemon from writing the same pages."""
-        index_folder = self._folder / INDEX_FOLDER
+        index_folder = self._index_path.parent
         try:
             index_folder.mkdir(parents=True, exist_ok=True)
-            with folder_lock(index_folder), contextlib.closing(PageIndex(index_folder / "pages.sqlite")) as index:
+            with folder_lock(index_folder), contextlib.closing(PageIndex(self._index_path)) as index:
                 layout = copy_static_files(self._folder)
                 store = StoreReader(self._settings.bstore)
                 self.sources = PageSources(
@@ -140,10 +153,16 @@ class PagesDaemon:
     def _follow(self) -> bool:
         """Follow the history; return whether nothing is left to take over."""
         try:
-            history = self._open_history()
-            is_caught_up = self._history_follower.follow(history)
+            history, deadline = self._open_history(), time.process_time() + ROUND_SECONDS
+            is_caught_up = False
+            while not is_caught_up and time.process_time() < deadline:
+                is_caught_up = self._history_follower.follow(history)
             self._history_follower.sweep(history)
-        except (HistoryUnavailable, NoHistory) as error:
+        except NoHistory as error:
+            is_new_farm = not self.sources.index.select("SELECT 1 FROM builds LIMIT 1")
+            self._note_outage("" if is_new_farm else str(error))
+            return True
+        except HistoryUnavailable as error:
             self._note_outage(str(error))
             return True
         self.sources.followed_at = time.time()
@@ -174,6 +193,7 @@ class PagesDaemon:
             log.info("the history can be read again")
         if bool(problem) != bool(self._outage_since):
             self._outage_since = time.time() if problem else 0.0
+            self._status_due.reset()
             self.sources.index.mark_due("now", FARM, 0.0, 0.0)
         self.sources.outage = problem and f"since {format_time(self._outage_since)}: {problem}"
 
@@ -194,19 +214,25 @@ class PagesDaemon:
     # --- rendering
 
     def _render_due(self, *, everything: bool) -> None:
-        """Render pages for a while: in turns the oldest and the newest of those that are due."""
+        """Render pages for a while, the urgent ones first; `everything`: lists are complete, and worth it."""
         is_away = self.sources.history is None
-        without = [kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history]
-        without += [] if everything else [kind for kind in PAGE_KINDS if kind != "now"]
-        deadline = time.process_time() + ROUND_SECONDS
+        left_out = {kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history}
+        if not everything:
+            left_out |= PAGE_KINDS.keys() - {"now"}
+        began = time.process_time()
         self._takes_newest = not self._takes_newest
+        self._render_until(began + _URGENT_SHARE * ROUND_SECONDS, left_out | (PAGE_KINDS.keys() - {*URGENT_KINDS}))
+        self._render_until(began + ROUND_SECONDS, left_out)
+        self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
+
+    def _render_until(self, deadline: float, without: set[str]) -> None:
+        """Render what is due: from round to round in turn the oldest and the newest first."""
         while time.process_time() < deadline and not self.stop.is_requested:
             due = self.sources.index.list_due(_RENDER_BATCH, newest_first=self._takes_newest, without=without)
             if not due:
                 break
             self._service.ping()
             self._render_pages(due)
-        self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
 
     def _render_pages(self, due: list[DuePage]) -> None:
         done, later = [], []
@@ -226,6 +252,8 @@ class PagesDaemon:
                 self._remove(page)
                 continue
             write_files(self._folder, rendered.files)
+            for path in rendered.stale:
+                (self._folder / path).unlink(missing_ok=True)
             done.append(page)
             later += self._plan_again(page, rendered)
         self.sources.index.mark_rendered(done)
@@ -262,6 +290,8 @@ class PagesDaemon:
         """Log a failure that may be over soon, as of a full disk, and go on."""
         try:
             yield
+        except IndexDamaged:
+            raise
         except (OSError, ReimzulError) as error:
             text = describe_os_error(error) if isinstance(error, OSError) else str(error)
             if self._outage_logs.is_due():

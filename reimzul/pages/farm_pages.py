@@ -248,20 +248,30 @@ def _summarize_arches(index: PageIndex, since: str) -> Iterator[dict[str, Any]]:
 
 def render_search(sources: PageSources, _: str) -> Rendered:
     names = {kind: list(filter(is_page_name, sources.index.list_names(kind))) for kind in _SEARCHED}
-    packages = names["package"]
-    chunks = [packages[first : first + _NAMES_PER_PAGE] for first in range(0, len(packages), _NAMES_PER_PAGE)]
     files: list[OutputFile] = []
-    for number, chunk in enumerate(chunks, 1):
-        older = _chunk_path(number - 1) if number > 1 else ""
-        newer = _chunk_path(number + 1) if number < len(chunks) else ""
-        path = _chunk_path(number)
-        files.append(sources.renderer.render("names.html", path, names=chunk, older=older, newer=newer))
-        files.append(render_json(path.replace(".html", ".json"), {"package": chunk}))
-    ranges = [(_chunk_path(number), chunk[0], chunk[-1], len(chunk)) for number, chunk in enumerate(chunks, 1)]
+    stale: list[str] = []
+    ranges = {}
+    for kind, known in names.items():
+        chunks = [known[first : first + _NAMES_PER_PAGE] for first in range(0, len(known), _NAMES_PER_PAGE)]
+        for number, chunk in enumerate(chunks, 1):
+            files += _render_names(sources, kind, number, chunk, is_last=number == len(chunks))
+        ranges[kind] = [(_chunk_path(kind, number), chunk) for number, chunk in enumerate(chunks, 1)]
+        stale += [_chunk_path(kind, len(chunks) + more, suffix) for more in (1, 2) for suffix in ("html", "json")]
     total = pluralize(sum(map(len, names.values())), "name")
     page = sources.renderer.render("search.html", "search.html", names=names, ranges=ranges, total=total)
-    return Rendered((page, render_json("search.json", dict(names)), *files))
+    return Rendered((page, render_json("search.json", dict(names)), *files), stale=tuple(stale))
 
 
-def _chunk_path(number: int) -> str:
-    return page_path("search", str(number))
+def _render_names(
+    sources: PageSources, kind: str, number: int, names: Sequence[str], *, is_last: bool
+) -> list[OutputFile]:
+    before = _chunk_path(kind, number - 1) if number > 1 else ""
+    after = "" if is_last else _chunk_path(kind, number + 1)
+    path = _chunk_path(kind, number)
+    values = {"kind": kind, "names": names, "before": before, "after": after}
+    page = sources.renderer.render("names.html", path, **values)
+    return [page, render_json(_chunk_path(kind, number, "json"), {kind: list(names)})]
+
+
+def _chunk_path(kind: str, number: int, suffix: str = "html") -> str:
+    return page_path("search", f"{kind}-{number}", suffix)

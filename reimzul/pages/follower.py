@@ -14,7 +14,7 @@ from reimzul.pages.farm_pages import FARM
 from reimzul.pages.index import AttemptRow, BuildRow, PageIndex
 from reimzul.pages.list_pages import describe_worker
 from reimzul.pages.page_kinds import PAGE_KINDS, BuildChange
-from reimzul.pages.rendering import is_page_name
+from reimzul.pages.rendering import is_build_id, is_page_name
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class HistoryFollower:
         news = [(number, record) for number, record in found if number not in self._seen]
         with self._index.transaction():
             for _, record in news:
-                if record.build_id:  # the original's have none, and no page
+                if is_build_id(record.build_id):  # the original's have none, and no page
                     self._take_over(record)
             self._index.set_fact(_FOLLOWED, str(max([last, *(number for number, _ in news)])))
         self._seen.update(dict.fromkeys(number for number, _ in news))

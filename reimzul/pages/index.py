@@ -20,13 +20,13 @@ import attr
 
 from reimzul.core.errors import ReimzulError, translate_errors
 from reimzul.core.failure_cause import find_cause
-from reimzul.core.sqlite import is_intact, open_database, transaction
+from reimzul.core.sqlite import open_database, transaction
 from reimzul.core.store_paths import leg_key
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
 
 #: Changed whenever the tables are: a file of another version is made again.
-_VERSION = 1
+_VERSION = 2
 FAILURES = (BuildState.FAILED, BuildState.REJECTED)
 SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
 _SCHEMA = """
@@ -40,7 +40,7 @@ CREATE INDEX IF NOT EXISTS builds_target ON builds (target, position);
 CREATE INDEX IF NOT EXISTS builds_package ON builds (package, position);
 CREATE INDEX IF NOT EXISTS builds_state ON builds (state, position);
 CREATE INDEX IF NOT EXISTS builds_cause ON builds (cause, position) WHERE cause <> '';
-CREATE INDEX IF NOT EXISTS builds_position ON builds (position);
+CREATE INDEX IF NOT EXISTS builds_stats ON builds (position, state, arch, duration, wait, package);
 CREATE TABLE IF NOT EXISTS attempts (
     key TEXT NOT NULL, number INTEGER NOT NULL, position TEXT NOT NULL, builder TEXT NOT NULL, state TEXT NOT NULL,
     at REAL NOT NULL, duration REAL, why TEXT NOT NULL, PRIMARY KEY (key, number)
@@ -63,6 +63,10 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 
 class IndexUnavailable(ReimzulError):
     """The daemon's own file cannot be read or written now."""
+
+
+class IndexDamaged(IndexUnavailable):
+    """SQLite finds the file damaged: it has to be removed, and made again."""
 
 
 @attr.frozen(kw_only=True)
@@ -168,16 +172,20 @@ def _upsert(table: str, row: type) -> str:
 _UPSERT_BUILD, _UPSERT_ATTEMPT = _upsert("builds", BuildRow), _upsert("attempts", AttemptRow)
 
 
+def remove_index(path: Path) -> None:
+    for suffix in ("-shm", "-wal", ""):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
 class PageIndex:
     """An instance belongs to one thread. Every method raises `IndexUnavailable`."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file; one that is damaged or of another version is removed and made again."""
+        """Open the file; one of another version is removed and made again. Raises `IndexDamaged`."""
         self._path = path
         with self._translating_errors():
-            if not is_intact(path) or self._find_version() not in (0, _VERSION):
-                for suffix in ("-shm", "-wal", ""):
-                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+            if self._find_version() not in (0, _VERSION):
+                remove_index(path)
             self._db = open_database(path, _SCHEMA, synchronous="NORMAL")
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
 
@@ -196,9 +204,12 @@ class PageIndex:
             yield
 
     def _translating_errors(self) -> AbstractContextManager[None]:
-        return translate_errors(
-            {(OSError, sqlite3.Error): lambda error: IndexUnavailable(f"{self._path}: cannot be used: {error}")}
-        )
+        return translate_errors({(OSError, sqlite3.Error): self._translate})
+
+    def _translate(self, error: Exception) -> IndexUnavailable:
+        # Python's class for a damaged file is the base of those for all else
+        kind = IndexDamaged if type(error) is sqlite3.DatabaseError else IndexUnavailable
+        return kind(f"{self._path}: cannot be used: {error}")
 
     def select(self, query: str, *values: object) -> list[Any]:
         """Run a query of a page."""
@@ -297,10 +308,6 @@ class PageIndex:
             f" ORDER BY due {order} LIMIT ?"
         )
         return [DuePage(*row) for row in self.select(query, time.time(), *without, limit)]
-
-    def hasten(self) -> None:
-        """Have all pages that are due later rendered now."""
-        self._execute("UPDATE pages SET due = ? WHERE due > ?", time.time(), time.time())
 
     def count_due(self) -> int:
         return int(self.select("SELECT count(*) FROM pages WHERE due IS NOT NULL AND due <= ?", time.time())[0][0])

@@ -68,7 +68,7 @@ def _list_kind(kind: ListKind, names: Callable[[BuildChange], Iterable[str]], pa
         render=functools.partial(list_pages.render_list, kind),
         names=names,
         paths=lambda name: [page_path(kind.folder, name, suffix) for suffix in ("html", "json")],
-        delay=2.0,
+        delay=5.0,
         pause=pause,
     )
 
@@ -124,6 +124,8 @@ def _badge_of(change: BuildChange) -> list[str]:
     return ["/".join(names)] if len(names) == 2 and change.touches_results and not change.after.scratch else []
 
 
+#: Kinds that are rendered first: who watches a build waits for them.
+URGENT_KINDS = ("build", "now")
 PAGE_KINDS: dict[str, PageKind] = {
     "build": PageKind(
         render=render_build,

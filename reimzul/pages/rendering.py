@@ -42,6 +42,7 @@ _SHAPES = {
     "gone": "✕", "quarantined": "■", "retried": "↻",
 }  # fmt: skip
 #: Names that can be those of a page: no folder, nothing hidden, nothing that a file system refuses.
+_BUILD_ID = re.compile(r"[0-9a-f]{32}")
 _PAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^@:-]{0,150}")
 
 
@@ -57,11 +58,16 @@ class Rendered:
 
     files: tuple[OutputFile, ...]
     again_in: Optional[float] = None  #: seconds after which it is rendered again although nothing has changed
+    stale: tuple[str, ...] = ()  #: paths of files that it had before, and has no more
 
 
 def is_page_name(name: str) -> bool:
     """Whether a package, target or builder of this name can have a page; the history may hold any text."""
     return _PAGE_NAME.fullmatch(name) is not None
+
+
+def is_build_id(text: str) -> bool:
+    return _BUILD_ID.fullmatch(text) is not None
 
 
 def page_path(folder: str, name: str, suffix: str = "html") -> str:

@@ -125,7 +125,7 @@ def summarize(state: BatchState) -> BatchSummary:
 
 def read_summary(incoming: Path, batch: str) -> BatchSummary:
     """Sum up a batch; one that is over is not replayed, since the end of its journal has all. Raises `InputError`."""
-    end = _read_announced_end(journal_path(incoming, batch))
+    end = read_announced_end(journal_path(incoming, batch))
     if end is None:
         return summarize(load_batch(incoming, batch))
     about = {name: getattr(end, name) for name in ("batch", "target", "arches", "submitter", "scratch", "at", "counts")}
@@ -133,7 +133,7 @@ def read_summary(incoming: Path, batch: str) -> BatchSummary:
     return BatchSummary(phase=overview.BatchPhase.OVER, created=created, **about)
 
 
-def _read_announced_end(path: Path) -> BatchEvent | None:
+def read_announced_end(path: Path) -> BatchEvent | None:
     """Return the event that announced the end of a batch, if nothing was journaled after it."""
     try:
         with path.open("rb") as stream:

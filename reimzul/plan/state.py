@@ -363,7 +363,8 @@ class BatchState:
         if entry["id"] in self.orders:
             return
         self.orders.add(entry["id"])
-        kind, why = entry["order"], f"{entry['order']} by {entry['by']}"
+        given = f": {entry['why']}" if entry.get("why") else ""
+        kind, why = entry["order"], f"{entry['order']} by {entry['by']}{given}"
         self.failures_in_a_row, self.rests = [], False
         if kind in (OrderKind.PAUSE, OrderKind.RESUME):
             self.is_paused, self.pause_reason = kind == OrderKind.PAUSE, why if kind == OrderKind.PAUSE else ""

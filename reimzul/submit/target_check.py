@@ -49,10 +49,12 @@ def refuse_unknown_target(
     except WorkersUnavailable as error:
         warn(f"whether a worker can build for {target} is unknown: {error}")
         return
+    workers, watchers = reported, dict.fromkeys(arches, 0)
     try:
-        with Broker.from_settings(settings.beanstalkd) as broker:
-            workers = drop_disconnected(broker, reported)
-            watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
+        if reported:
+            with Broker.from_settings(settings.beanstalkd) as broker:
+                workers = drop_disconnected(broker, reported)
+                watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
     except BrokerUnavailable:
         return  # queueing fails with the same error, after the sources are checked
     faults = []

@@ -97,8 +97,26 @@ def test_siblings_go_on_when_a_member_fails_and_a_retry_takes_those_along_that_w
         assert f"batch {BATCH_ID} rests: 1 failed, 1 held, 2 published" in stand.log
         stand.order(broker, "retry", "left")
         stand.wait_until_over()
+        until(lambda: len(farm.news) == 3, 10, "people are notified")
+    assert [each.status for each in farm.news] == ["NewCause", "Resting", "Over"]
     assert farm.started.count("left") == 2
     assert stand.states()["app"] == "published"
+
+
+def test_people_are_notified_once_of_a_cause_a_rest_and_the_end(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"left": [Status.FAILED, Status.FAILED]}) as farm:
+        stand.submit(broker, make_plan(*DIAMOND))
+        until(lambda: stand.state().rests, 10, "it rests")
+        stand.kill()
+        stand.start()
+        stand.order(broker, "retry", "left")
+        until(lambda: farm.started.count("left") == 2 and stand.state().rests, 10, "it rests again")
+        stand.order(broker, "skip", "left")
+        stand.wait_until_over()
+        until(lambda: "Over" in [each.status for each in farm.news], 10, "its end is announced")
+    assert [each.status for each in farm.news] == ["NewCause", "Resting", "Resting", "Over"]
+    assert len({each.key for each in farm.news}) == 4
 
 
 def test_a_skipped_member_holds_up_nobody_and_its_job_is_gone(stand: Stand, broker: Broker) -> None:

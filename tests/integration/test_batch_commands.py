@@ -100,7 +100,7 @@ class StandInDaemon:
                 assert isinstance(order, BatchOrder)
                 self.orders.append(order)
                 about = {"order": order.order, "id": order.id, "by": order.by, "members": list(order.members)}
-                more = {"settle_pass": order.settle_pass, "plan_sha256": order.plan_sha256}
+                more = {"settle_pass": order.settle_pass, "plan_sha256": order.plan_sha256, "why": order.why}
                 self.batch.add(EntryKind.ORDER, **about, **more)
                 claim.delete()
 
@@ -270,7 +270,9 @@ def test_orders_are_obeyed_and_say_what_changed(incoming: Path, beanstalkd: Bean
         assert run("batch", "pause", "--why", "night").stdout == f"batch {BATCH_ID}: paused; 1 build still to end\n"
         assert (daemon.orders[0].why, len(daemon.orders[0].id)) == ("night", 16)
         assert run("batch", "pause").returncode == 4
-        assert "state         paused: pause by" in run("batch", "show").stdout
+        (state,) = [line for line in run("batch", "show").stdout.splitlines() if line.startswith("  state ")]
+        assert state.startswith("  state         paused: pause by ")
+        assert state.endswith(f": night; 1 build still to end (reimzul batch resume {BATCH_ID})")
         assert printed("batch", "resume")["obeyed"]
         assert run("batch", "retry", "5f", "--failed").stdout == f"batch {BATCH_ID}: retrying 1 member (six.x86_64)\n"
         assert batch.state.members[key("six")].is_wanted
@@ -476,25 +478,6 @@ def test_a_package_that_is_no_member_replaces_nothing(incoming: Path, tmp_path: 
     done = run("batch", "replace", "5f", str(srpms.make_srpm(tmp_path, "nobody", srpms.noarch("nobody"))))
     assert (done.returncode, done.stderr) == (4, f"reimzul: batch {BATCH_ID} has no member nobody\n")
     assert not (incoming / "nobody-1.0-1.src.rpm").exists()
-
-
-def test_a_build_that_waits_is_cancelled_before_it_is_replaced(
-    incoming: Path, beanstalkd: Beanstalkd, tmp_path: Path
-) -> None:
-    batch = ScriptedBatch(make_plan((member("app"),)), incoming)
-    batch.put_all()
-    batch.state._load_plan = lambda sha256: read_later_plan(incoming, sha256)
-    srpm = srpms.make_srpm(tmp_path, "app", srpms.noarch("app", version="2.0"))
-    words = [str(PROGRAM), "batch", "replace", "5f", str(srpm)]
-    with (
-        StandInDaemon(beanstalkd, batch).running() as daemon,
-        subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process,
-    ):
-        until(lambda: bool(daemon.orders), 30, "the cancellation is ordered")
-        build = batch.state.members[key("app")].build_id
-        batch.add(EntryKind.ENDED, member=key("app"), build=build, state=MemberState.CANCELLED, reason="replaced")
-        assert process.wait(60) == 0
-    assert [each.order for each in daemon.orders] == ["cancel", "replace"]
 
 
 # --- settle

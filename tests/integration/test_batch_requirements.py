@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from reimzul.core.control import new_flag, set_flag
 from reimzul.core.http_client import HttpSession
 from reimzul.core.listed_packages import iterate_provides
 from reimzul.core.message import BuildRequest, Status, event_for
+from reimzul.core.store_paths import StoreUrls
 from tests import srpms, webserver
 from tests.batch import ARCH, TARGET, FakeFarm, Stand, held_names, list_jobs, make_plan, member
 from tests.conftest import Beanstalkd
@@ -122,6 +125,24 @@ def test_a_target_is_read_again_only_when_it_has_changed(store: Store, monkeypat
         assert more.provides_all(["library >= 1.0"])
         assert not more.provides_all(["other"])
         assert not more.provides_all(["library", "conflict: glibc"])
+
+
+def test_a_target_is_read_again_at_once_after_a_publication(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[float] = []
+
+    def read(*given: Any) -> target_provides.TargetReading:
+        readings.append(time.monotonic())
+        return read_target(*given)
+
+    read_target = target_provides.read_target
+    monkeypatch.setattr(target_provides, "read_target", read)
+    store.publish("library")
+    watcher = target_provides.TargetWatcher(StoreUrls.from_settings(store.url, "rsync://localhost/store/"))
+    target = f"{TARGET}.{ARCH}"
+    until(lambda: watcher.read(target, ["library"]), 10, "the target is read")
+    watcher.note_publication(target)
+    until(lambda: watcher.read(target, ["library"]) and len(readings) > 1, 5, "it is read again before its time")
+    assert readings[1] - readings[0] < target_provides.POLL_SECONDS
 
 
 def test_a_file_that_primary_xml_does_not_have_is_found_in_the_list_of_files(store: Store) -> None:
@@ -270,7 +291,7 @@ def test_a_build_with_after_survives_kills_and_is_built_once(stand: Stand, broke
         until(lambda: "other" in farm.published, 10, "the other is published while nobody is here to notice")
         stand.start()
         until(lambda: "single" in farm.published, 15, "it is built")
-        until(lambda: broker.tube_stats(BATCH.name).is_empty, 10, "all is read")
+        until(lambda: '"state":"over"' in stand.single_log.read_text(), 10, "its end is noted")
         stand.kill()
         stand.start()
         until(lambda: stand.single_log.read_text() == "", 10, "nothing of it is left")
@@ -305,7 +326,7 @@ def test_a_single_build_waits_for_what_it_misses_as_long_as_it_may(stand: Stand,
         broker.put(arch_tube(ARCH), request("hasty", OTHER_ID, dep_wait=1), priority=PRIORITY)
         until(lambda: [e for e in farm.events if e.build_id == OTHER_ID and e.status == Status.FAILED], 20, "it fails")
         failed = next(each for each in farm.events if each.status == Status.FAILED)
-        assert failed.reason.startswith("nobody provides nothing, nor did anybody within 1")
+        assert failed.reason.startswith("nobody provides nothing; nor did anybody within 1")
         assert held_names(broker) == ["single"]
         store.publish("library")
         until(lambda: "single" in farm.published, 30, "it is built")

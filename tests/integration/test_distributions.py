@@ -83,6 +83,9 @@ def test_an_installed_wheel_has_every_configuration_and_unit(installed: Path) ->
     for folder in ("conf", "systemd"):
         for path in (TREE / folder).iterdir():
             assert (package / "data" / folder / path.name).read_bytes() == path.read_bytes()
+    for folder in ("templates", "static"):
+        for path in (TREE / "reimzul/pages" / folder).iterdir():
+            assert (package / "pages" / folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_description_on_pypi_is_the_readme_with_absolute_links(installed: Path) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Callable
 import pytest
 
 from reimzul.core.message import CurrentBuild, Phase
+from reimzul.pages.rendering import render_json
 from tests.browser import LAPTOP, TELEPHONE, Tab, open_browser
 from tests.events import ATTEMPT, build_id
 from tests.pages_stand import ERROR_LINE, PagesStand, build_events
@@ -198,6 +198,7 @@ def test_a_live_log_grows_survives_the_store_and_ends_where_it_is_kept(stand: Pa
     _end_build(stand, live.read_bytes() + b"the end\n")
     until(lambda: "the end\n" in _log_text(tab), 30, "the rest is read where the log is kept")
     tab.wait_for("document.querySelector('.viewer .about').textContent === 'Complete'")
+    tab.wait_for("document.querySelector('.leg .state').textContent.includes('failed')")  # the page, too, by itself
     plain = re.sub("\x1b\\][^\x07]*\x07|\x1b\\[[0-9;]*m", "", (live.parent.parent.parent / "whole.log").read_text())
     assert _log_text(tab) == re.sub("[\u202e\u2066\x07]", "?", plain)
 
@@ -264,9 +265,14 @@ def test_all_can_be_reached_by_the_keyboard(stand: PagesStand, tab: Tab) -> None
 def test_a_page_says_that_nobody_makes_pages_any_more(stand: PagesStand, tab: Tab) -> None:
     status = stand.pages / "status.json"
     kept = status.read_text()
-    status.write_text(json.dumps({"made": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:00:00Z", "problem": None}))
     try:
-        tab.open(f"{stand.url}causes.html")
-        tab.wait_for("document.getElementById('outage').textContent.includes('reimzul-pages does not run')")
+        for problem, shown in (
+            ("", "These pages are 2 h old: reimzul-pages"),
+            ("it is locked", "these pages are 2 h old."),
+        ):
+            made = {"made": time.time() - 7200, "since": 0.0, "problem": problem}
+            status.write_text(render_json("status.json", made).text)  # as the daemon writes it
+            tab.open(f"{stand.url}causes.html")
+            tab.wait_for(f"document.getElementById('outage').textContent.includes({shown!r})")
     finally:
         status.write_text(kept)

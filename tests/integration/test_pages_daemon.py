@@ -255,6 +255,16 @@ def test_a_history_that_is_away_leaves_the_pages_with_a_line_about_their_age(sta
         assert stand.page(7).exists()
 
 
+def test_a_farm_that_has_built_nothing_yet_has_pages_that_are_fresh(stand: PagesStand) -> None:
+    for file in stand.folder.glob("history.sqlite*"):
+        file.unlink()
+    stand.render()
+    status = json.loads((stand.pages / "status.json").read_text())
+    assert status["problem"] is None
+    assert "cannot be read" not in (stand.pages / "index.html").read_text()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", status["made"])
+
+
 def test_builds_that_the_history_has_no_more_lose_their_pages(stand: PagesStand) -> None:
     _record(stand, 4)
     stand.record(*build_events(9, time.time() - 9000, "Failed", "bash"))
@@ -293,11 +303,14 @@ def test_a_history_from_a_backup_is_followed_from_its_beginning(stand: PagesStan
 
 def test_names_that_are_no_file_names_have_no_page_and_no_link(stand: PagesStand) -> None:
     _record(stand, 1)
+    _record(stand, 1, first=1)
     stand.forge(0, pkgname="../../escaped", target="/etc", builder_fqdn="..")
+    stand.forge(1, build_id="../../escaped")
     stand.render()
     _check_whole(stand)
     assert not list(stand.folder.rglob("*escaped*"))
     assert not (stand.pages / "packages").exists()
+    assert not stand.page(1).exists()
     assert "../../escaped" in stand.page(0).read_text()
 
 
@@ -419,11 +432,15 @@ def test_a_second_daemon_is_refused(stand: PagesStand) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_index_is_made_again(stand: PagesStand) -> None:
-    _record(stand, 2)
+@pytest.mark.parametrize("first", [0, 3], ids=["header", "middle"])
+def test_a_damaged_index_is_made_again(stand: PagesStand, first: int) -> None:
+    _record(stand, 60)
     stand.render()
-    for path in (stand.pages / ".index").iterdir():
-        path.write_bytes(b"no database" * 500)
+    index = stand.pages / ".index/pages.sqlite"
+    whole = index.read_bytes()
+    index.write_bytes(whole[: first * 4096] + b"\xa5" * (len(whole) - first * 4096))
     stand.page(1).unlink()
-    stand.render()
-    assert stand.page(1).exists()
+    process = _start(stand)
+    until(lambda: stand.page(1).exists(), 60, "the page is made again")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0

@@ -100,6 +100,33 @@ def test_the_longest_chain_counts_what_is_left() -> None:
     assert compute_outlook(batch.state, batch.at).chain == ["tool.x86_64"], "the others wait for a failed one"
 
 
+def test_members_built_against_an_old_build_are_stale_until_they_fail() -> None:
+    batch = make_chain()
+    batch.release(key("qt"), stale="built against the old build of gcc.x86_64")
+    assert overview.find_stale(batch.state) == []
+    batch.announce(key("qt"), "Building")
+    assert [each.key for each in overview.find_stale(batch.state)] == [key("qt")]
+    batch.announce(key("qt"), "Failed", reason="%build failed")
+    assert overview.find_stale(batch.state) == []
+
+
+@pytest.mark.parametrize(("scratch", "is_good"), [(True, True), (False, False)])
+def test_a_member_of_a_scratch_batch_is_done_when_it_is_built(scratch: bool, is_good: bool) -> None:
+    batch = ScriptedBatch(make_plan((member("gcc"),), scratch=scratch))
+    batch.put_all()
+    batch.release(key("gcc"))
+    batch.announce(key("gcc"), "Building")
+    batch.announce(key("gcc"), "Success")
+    assert overview.is_good(batch.state, batch.state.members[key("gcc")]) is is_good
+
+
+def test_only_some_of_many_members_are_named() -> None:
+    batch = ScriptedBatch(make_plan([member(f"p{number}") for number in range(6)]))
+    members = list(batch.state.members.values())
+    assert overview.list_names(members[:4]).endswith("p2.x86_64, p3.x86_64")
+    assert overview.list_names(members).endswith("p3.x86_64 and 2 more")
+
+
 # --- announcements
 
 

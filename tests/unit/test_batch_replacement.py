@@ -82,3 +82,8 @@ def test_needs_do_not_cross_arches() -> None:
 def test_what_replaces_nothing_is_refused(after: Header, says: str) -> None:
     with pytest.raises(InputError, match=says):
         replace(PLAN, None, after)
+
+
+def test_a_plan_of_a_list_keeps_its_order() -> None:
+    plan = make_plan((member("lib"), member("app", "lib"), member("tool")), order="listed")
+    assert replace(plan, OLD, header("app", "tool-devel"))[key("app")] == (key("lib"),)

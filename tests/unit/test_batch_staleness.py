@@ -49,6 +49,11 @@ def test_a_newer_version_makes_stale() -> None:
     assert reason("lib-devel-1.0-2.x86_64 2000 1 x installed", package("2"), package("1", 500)) == ""
 
 
+def test_the_same_build_makes_nothing_stale() -> None:
+    assert reason("lib-devel-1.0-2.x86_64 500 1 x installed", package("2", 500)) == ""
+    assert reason("lib-devel-1.0-2.x86_64 900 1 x installed", package("2", 500)) == ""
+
+
 def test_the_same_version_built_later_makes_stale() -> None:
     assert "built later, is published now" in reason("lib-devel-1.0-2.x86_64 500 1 x installed", package("2"))
 

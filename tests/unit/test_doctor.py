@@ -34,6 +34,8 @@ from reimzul.admin.doctor import (
 )
 from reimzul.admin.doctor.controller import is_too_old
 from reimzul.admin.doctor.host import ENTER, READ, WRITE, Host, user_can
+from reimzul.admin.setup.files import System
+from reimzul.admin.setup.roles import PAGES, PUBLIC
 from reimzul.core import stunnel
 from reimzul.core.errors import BrokerUnavailable, InputError
 from reimzul.core.settings import Settings
@@ -396,3 +398,17 @@ def test_a_canary_that_fails_says_in_which_hop(status: str) -> None:
     early = a_run()
     (only,) = update(early, 105, status="Cancelled")
     assert only.name == "canary.x86_64.queue"
+
+
+@pytest.mark.parametrize(("role", "ports"), [("controller", [8080]), ("bstore", [80]), ("builder", [])])
+def test_nginx_may_listen_where_setup_has_it_serve_everybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, ports: list[int]
+) -> None:
+    for path, port in ((PUBLIC, 80), (PAGES, 8080)):
+        file = tmp_path / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"server {{\n    listen {port};\n}}\n")
+    monkeypatch.setattr(System, "at_root", lambda _: System(root=tmp_path))
+    found = cast(Host, SimpleNamespace(is_installed=True, has_role=lambda asked: asked == role))
+    assert network._list_public_ports(found) == ports
+    assert network._list_public_ports(cast(Host, SimpleNamespace(is_installed=False))) == []

@@ -38,7 +38,7 @@ from reimzul.worker.mock_result import classify, read_failures
 #: The modules that read what a build has written.
 MODULES = (error_extractor, error_patterns, log_reader, mock, mock_config, mock_result, unmet, upload)
 #: Characters of the shorter input; the longer one has four times as many.
-SHORT = 2_048
+SHORT = 1_024
 #: Seconds of processor time that no quadratic pattern stays under with the longer input.
 NEGLIGIBLE_SECONDS = 0.002
 #: Between 4, which is linear, and 16, which is quadratic.
