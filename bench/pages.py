@@ -27,6 +27,7 @@ from reimzul.core.message import BuildEvent
 from reimzul.pages.follower import HistoryFollower
 from tests.browser import open_browser
 from tests.pages_stand import PagesStand, build_events
+from tests.waiting import until
 
 #: Packages, targets and builders that the builds are spread over.
 _PACKAGES, _TARGETS, _BUILDERS = 5_000, 8, 50
@@ -93,7 +94,10 @@ class PagesBench:
 
     def start(self) -> None:
         program = Path(sys.executable).parent / "reimzul-pages"
+        status = self.stand.pages / "status.json"
+        status.unlink(missing_ok=True)
         self.process = subprocess.Popen([program, "--config", self.stand.ini], stderr=subprocess.DEVNULL)
+        until(status.exists, 120, "reimzul-pages is at work")
 
     def processor_seconds(self) -> float:
         assert self.process

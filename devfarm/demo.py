@@ -86,8 +86,8 @@ class Demo:
 
     def submit(self, srpm: Path) -> str:
         """Submit a source rpm as anybody would; return the build's id."""
-        (build,) = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))["builds"]
-        print_line(f"$ reimzul-submit -s {build['srpm']} -a {self.farm.arch} -t {TARGET} -d .demo")
+        (build,) = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--dep-wait", "--json")))["builds"]
+        print_line(f"$ reimzul-submit -s {build['srpm']} -a {self.farm.arch} -t {TARGET} -d .demo --dep-wait")
         return str(build["build_id"])
 
     def watch(self, build_ids: list[str]) -> bool:

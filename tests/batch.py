@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from reimzul.core.batch_event import BatchEvent
 from reimzul.core.batch_message import BatchOrder, BatchRequest
@@ -187,7 +187,7 @@ class FakeFarm:
         self.started: list[str] = []  #: packages, in the order their builds began
         self.began_after: dict[str, set[str]] = {}  #: what was published when a build began
         self.published: set[str] = set()
-        self.faults: list[str] = []
+        self.before_hold: Callable[[], object] = lambda: None  #: what a builder waits for before it holds a job
         self._tube = tube
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -267,6 +267,7 @@ class FakeFarm:
                 broker, request, Status.QUEUED, attempt=attempt, held=True, missing=tuple(outcome), job=job.id
             )
             self._pass_on_now(broker)
+            self.before_hold()
             job.release(HELD_SECONDS)
             return
         if outcome == Status.PUBLISHED:

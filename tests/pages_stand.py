@@ -62,6 +62,7 @@ class PagesStand:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.pages, self.store = folder, folder / "pages", folder / "bstore"
+        self.incoming = folder / "incoming"
         for each in (self.pages, self.store):
             each.mkdir()
         self.port = free_port()
@@ -74,6 +75,7 @@ class PagesStand:
                 "pages": {"folder": self.pages, "url": self.url},
                 "history": {"url": self.history_url},
                 "notifier": {"presence": folder / "presence.sqlite", "ledger": folder / "ledger.sqlite"},
+                "incoming": {"folder": self.incoming},
                 "bstore": {"base_url": f"{self.url}bstore/repo/"},
             },
         )

@@ -301,6 +301,11 @@ class RetryResult:
     target: str
     timestamp: str
 
+    @property
+    def text(self) -> str:
+        arches = ", ".join(self.arches)
+        return f"{self.build_id[:8]} repeats {self.parent[:8]}: {arches} for {self.target}, tube {self.tube}"
+
 
 @click.command("retry", epilog=EXIT_CODES)
 @lookup.build_ids_argument(required=False)
@@ -342,18 +347,13 @@ def retry(
     with lookup.reading_history(settings.history.url) as history:
         builds = find_builds_of_cause(history, cause, begin, end) if cause else lookup.find_builds(history, given)
     requests = retry_requests(settings, builds, known, user, failed=failed or bool(cause))
-    published = [build.label for build, request in requests if _is_published(build, request)]
-    if published:
+    if published := [build.label for build, request in requests if _is_published(build, request)]:
         confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker.from_settings(settings.beanstalkd) as broker:
         name = submitter_for_workers(broker, user, settings.notifier.presence)
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
-    lines = [
-        f"{each.build_id[:8]} repeats {each.parent[:8]}: {', '.join(each.arches)} for {each.target}, tube {each.tube}"
-        for each in done
-    ]
-    print_result([attr.asdict(each) for each in done], lines, as_json)
+    print_result([attr.asdict(each) for each in done], [each.text for each in done], as_json)
     if fault:
         print_error(retry, fault)
     return EXIT_FAILED if fault else 0
@@ -483,11 +483,10 @@ def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, p
     job = broker.put(arch_tube(tube), request, priority=priority)
     about = {name: getattr(build.main, name) for name in ("pkgname", "evr")}
     reason = f"job {job} of tube {tube}; it repeats build {build.build_id}"
-    at = round(time.time(), 3)
+    where = {"tube": tube, "job": job, "priority": priority, "at": round(time.time(), 3)}
     try:
         for arch in request.announced_arches:
-            queued = event_for(request, Status.QUEUED, reason=reason, at=at, arch=arch, **about)
-            broker.announce(attr.evolve(queued, tube=tube, job=job, priority=priority))
+            broker.announce(event_for(request, Status.QUEUED, arch=arch, reason=reason, **about, **where))
     except ReimzulError as error:  # the request is queued all the same: retrying would build it twice
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
     return RetryResult(

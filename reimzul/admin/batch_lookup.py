@@ -16,9 +16,9 @@ from reimzul.core import validators
 from reimzul.core.config import load_file
 from reimzul.core.errors import InputError, ReimzulError, describe_os_error
 from reimzul.core.formatting import list_known, pluralize, suggest_nearest
-from reimzul.core.message import WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkersUnavailable, list_live
+from reimzul.plan import view
 from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, read_summary
 from reimzul.plan.document import FOLDER
@@ -108,13 +108,11 @@ def find_state_of_build(settings: Settings, batch: str) -> BatchState | None:
 
 def count_builders(settings: Settings, state: BatchState) -> Optional[int]:
     """Count the live workers that take jobs of a batch's tubes; None if they are unknown."""
-    tubes = {progress.member.tube for progress in state.members.values()}
-    taking = (WorkerState.IDLE, WorkerState.BUILDING)
     try:
         workers = list_live(lookup.load_workers(settings))
     except WorkersUnavailable:
         return None
-    return sum(bool(tubes & set(each.heartbeat.arches)) and each.heartbeat.state in taking for each in workers)
+    return view.count_builders(state, [each.heartbeat for each in workers])
 
 
 def describe_batch(state: BatchState) -> str:

@@ -1,116 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members of a batch as commands show them: why each is as it is, whom it waits for, and who waits for it."""
+"""Members of a batch as commands print them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-from reimzul.admin.output import Table, join_words
-from reimzul.core.formatting import format_duration, pluralize
+from reimzul.admin.output import Table
+from reimzul.core.formatting import pluralize
 from reimzul.history import BuildRecord
 from reimzul.plan import overview
-from reimzul.plan.state import BatchState, MemberProgress, MemberState, is_conflict
+from reimzul.plan.members import count_blocked, describe_held, describe_member, describe_wait, walk_tree
+from reimzul.plan.state import BatchState, MemberProgress, MemberState
 
 MEMBER_TABLE = Table(("MEMBER", "STATE", "BUILD", "BEHIND", "WHY"), dispensable=("BUILD", "BEHIND"))
-#: The order of states in a table: members that run, those that need a person, then those that wait.
-_STATE_ORDER = (
-    MemberState.BUILDING, MemberState.RELEASED, MemberState.FAILED, MemberState.REJECTED, MemberState.CANCELLED,
-    MemberState.WAITING, MemberState.BUILT, MemberState.HELD, MemberState.SKIPPED, MemberState.PUBLISHED,
-)  # fmt: skip
-#: Members and requirements that a sentence lists.
-_MAX_NAMED = 3
-
-
-def sort_members(state: BatchState, members: Iterable[MemberProgress]) -> list[MemberProgress]:
-    """Sort members by state; failed ones by how many wait behind them, others as they are released."""
-    chosen = list(members)
-    behind = {each.key: count_blocked(state, each) or 0 for each in chosen}
-    return sorted(
-        chosen,
-        key=lambda each: (_STATE_ORDER.index(each.state), -behind[each.key], each.member.rank, each.key),
-    )
-
-
-def count_blocked(state: BatchState, progress: MemberProgress) -> int | None:
-    """Count the members that wait behind one; None for one that waits for others itself, or holds up nobody."""
-    if progress.state == MemberState.HELD or state.is_met(progress.key):
-        return None
-    return len(state.find_blocked(progress.key))
-
-
-def describe_member(state: BatchState, progress: MemberProgress, now: float) -> str:
-    """Say why a member is as it is: what it waits for, who builds it, why it failed."""
-    if progress.state == MemberState.BUILDING:
-        text = _describe_running(progress, now)
-    elif progress.state == MemberState.WAITING:
-        text = describe_missing(progress)
-    elif progress.state == MemberState.HELD:
-        text = describe_wait(state, progress.key, now) or _describe_held(state, progress)
-    elif progress.state in (MemberState.FAILED, MemberState.REJECTED):
-        text = overview.cause_of_member(progress).text
-    elif progress.state == MemberState.BUILT and not state.plan.scratch:
-        text = "to be published"
-    else:
-        text = {MemberState.RELEASED: "waits for a builder"}.get(progress.state, progress.reason)
-    return "; ".join(each for each in (text, progress.stale and f"stale: {progress.stale}") if each)
-
-
-def _describe_running(progress: MemberProgress, now: float) -> str:
-    on = f"on {progress.builder.partition('.')[0]}, " if progress.builder else ""
-    usually = f", usually {format_duration(progress.member.seconds)}" if progress.member.is_measured else ""
-    return f"{on}{format_duration(now - progress.started)}{usually}"
-
-
-def _describe_held(state: BatchState, progress: MemberProgress) -> str:
-    """Say why a member is held that waits for no other."""
-    if not progress.is_put:
-        return "not queued yet"
-    return "the batch is paused" if state.is_paused else "next, as soon as a builder is free"
-
-
-def describe_missing(progress: MemberProgress) -> str:
-    """Say what a member waits for that no member of the batch is known to provide."""
-    conflicts = [each for each in progress.missing if is_conflict(each)]
-    missing = [each for each in progress.missing if each not in conflicts]
-    parts = [f"nobody provides {_shorten(missing)}"] if missing else []
-    return "; ".join([*parts, *([_shorten(conflicts)] if conflicts else [])])
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
-
-
-def describe_wait(state: BatchState, key: str, now: float) -> str:
-    """Say which members a member waits for, and for which in the end; empty if it waits for none."""
-    unmet = state.unmet_needs(key)
-    if not unmet:
-        return ""
-    listed = [f"{each} ({_describe_need(state, each, now)})" for each in unmet[:_MAX_NAMED]]
-    more = [f"{len(unmet) - _MAX_NAMED:,} more"] if len(unmet) > _MAX_NAMED else []
-    text = f"waits for {join_words([*listed, *more])}"
-    distant = [each for each in state.find_roots(key) if each not in unmet]
-    behind = {each: len(state.find_blocked(each)) for each in distant}
-    return f"{text}; {_describe_root(state, behind)}" if behind else text
-
-
-def _describe_need(state: BatchState, key: str, now: float) -> str:
-    progress = state.members[key]
-    if progress.state == MemberState.BUILDING:
-        return f"building {_describe_running(progress, now)}"
-    if progress.state in MemberState.BROKEN:
-        return f"{progress.state}, with {pluralize(len(state.find_blocked(key)), 'member')} behind it"
-    return progress.state
-
-
-def _describe_root(state: BatchState, behind: Mapping[str, int]) -> str:
-    """Say which member holds up another in the end: one that failed, else the one that most wait for."""
-    ranked = sorted(behind, key=lambda each: (state.members[each].state not in MemberState.BROKEN, -behind[each], each))
-    root = state.members[ranked[0]]
-    which = f"which {root.state}" if root.state == MemberState.FAILED else f"which is {root.state}"
-    more = f", and for {len(ranked) - 1:,} more" if len(ranked) > 1 else ""
-    return f"in the end for {root.key}, {which}: {pluralize(behind[root.key], 'member')} behind it{more}"
 
 
 def describe_membership(state: BatchState | None, build: BuildRecord, now: float) -> Iterator[str]:
@@ -128,7 +30,7 @@ def describe_membership(state: BatchState | None, build: BuildRecord, now: float
         return
     if progress.state == MemberState.HELD:
         wait = describe_wait(state, progress.key, now)
-        yield f"It {wait}." if wait else f"It is held: {_describe_held(state, progress)}."
+        yield f"It {wait}." if wait else f"It is held: {describe_held(state, progress)}."
     if progress.state in (MemberState.HELD, MemberState.WAITING):
         yield f"To have it built all the same: reimzul batch release {build.batch} {progress.member.name} --anyway"
     blocked = count_blocked(state, progress)
@@ -145,42 +47,13 @@ def to_row(state: BatchState, progress: MemberProgress, now: float) -> list[str]
     return [progress.key, progress.state, progress.build_id[:8] or "-", behind, why]
 
 
-def to_dict(state: BatchState, progress: MemberProgress, now: float) -> dict[str, Any]:
-    return {
-        "member": progress.key,
-        "name": progress.member.name,
-        "arch": progress.member.arch,
-        "srpm": progress.member.srpm,
-        "disttag": progress.disttag,
-        "state": progress.state,
-        "message": describe_member(state, progress, now),
-        "reason": progress.reason,
-        "build_id": progress.build_id,
-        "job": progress.job,
-        "builder": progress.builder,
-        "started": progress.started,
-        "at": progress.at,
-        "usual": progress.member.seconds if progress.member.is_measured else None,
-        "waits_for": [] if state.is_ended(progress) else state.unmet_needs(progress.key),
-        "missing": list(progress.missing),
-        "blocked": count_blocked(state, progress),
-        "stale": progress.stale,
-    }
-
-
 def format_tree(state: BatchState, now: float) -> Iterator[str]:
-    """Draw who waits for whom, from the members that wait for none; each member once, where it comes first."""
-    shown: set[str] = set()
-    for root, behind in overview.find_waited_for(state).items():
-        progress = state.members[root]
-        why = describe_member(state, progress, now)
-        yield f"{root}  {progress.state}{f': {why}' if why else ''}  ({behind:,} behind it)"
-        pending = [(each, 1) for each in reversed(overview.list_waiting_on(state, root))]
-        while pending:
-            key, depth = pending.pop()
-            is_new = key not in shown
-            below = overview.list_waiting_on(state, key) if is_new else []
-            again = "" if is_new else "  (see above)"
-            yield f"{'  ' * depth}{key}  {state.members[key].state}{again}"
-            shown.add(key)
-            pending += [(each, depth + 1) for each in reversed(below)]
+    """Draw who waits for whom, from the members that wait for none."""
+    for line in walk_tree(state):
+        progress = line.progress
+        if line.depth:
+            again = "  (see above)" if line.is_repeated else ""
+            yield f"{'  ' * line.depth}{progress.key}  {progress.state}{again}"
+        else:
+            why = describe_member(state, progress, now)
+            yield f"{progress.key}  {progress.state}{f': {why}' if why else ''}  ({line.behind:,} behind it)"

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import attr
 import click
 
-from reimzul.admin import batch_lookup, batch_members
+from reimzul.admin import batch_lookup
 from reimzul.admin.output import confirm, json_option, pass_settings, print_result, yes_option
 from reimzul.core.batch_message import BatchOrder, OrderKind
 from reimzul.core.beanstalk import BATCH, BATCH_ORDER, Broker
@@ -24,6 +24,7 @@ from reimzul.core.formatting import pluralize
 from reimzul.core.settings import Settings
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
+from reimzul.plan.members import describe_missing, describe_wait
 from reimzul.plan.overview import BatchPhase
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
 
@@ -223,8 +224,8 @@ def release(
 
 def _describe_unmet(state: BatchState, key: str) -> str:
     """Say what a member would be built without; empty if it has all that it needs."""
-    wait = batch_members.describe_wait(state, key, time.time())
-    wait = wait or batch_members.describe_missing(state.members[key])
+    wait = describe_wait(state, key, time.time())
+    wait = wait or describe_missing(state.members[key])
     return f"{key} {wait}; --anyway builds it without" if wait else ""
 
 

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, TypeVar
 
-import attr
 import click
 
 from reimzul.admin import batch_lookup, batch_members, lookup, output
@@ -19,9 +17,11 @@ from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.plan import overview
-from reimzul.plan.batches import BatchSummary, summarize
+from reimzul.plan.batches import BatchSummary
+from reimzul.plan.members import sort_members
 from reimzul.plan.overview import BatchPhase, Outlook
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.view import BatchView, describe_phase, describe_progress, make_view, summary_to_dict, view_to_dict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,23 +31,6 @@ _LIST_TABLE = output.Table(
 )
 #: Members of a chain, and causes, that are printed.
 _MAX_CHAIN, _MAX_CAUSES = 6, 10
-
-
-@attr.frozen(kw_only=True)
-class BatchView:
-    """A batch and what is known beside its files."""
-
-    state: BatchState
-    now: float
-    outlook: Outlook
-    builders: Optional[int]  #: workers that take its jobs; None if unknown
-    newly_failing: Optional[Sequence[str]] = None  #: of a scratch batch: members that were built before
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long it takes still; None unless it runs, and if that cannot be estimated."""
-        is_running = overview.find_phase(self.state) in (BatchPhase.RUNNING, BatchPhase.SUBMITTED)
-        return self.outlook.seconds_left(self.builders or 0) if is_running else None
 
 
 # --- reimzul batch list
@@ -69,7 +52,7 @@ def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: b
     known = batch_lookup.list_batches(settings)
     found, faults = batch_lookup.read_summaries(settings, known[:limit])
     if as_json:
-        output.print_json([_summary_to_dict(each) for each in found])
+        output.print_json([summary_to_dict(each) for each in found])
     elif found:
         output.print_table(_LIST_TABLE, map(_summary_row, found), columns=columns, wide=wide)
     elif not faults:
@@ -85,11 +68,6 @@ def _summary_row(summary: BatchSummary) -> list[str]:
     numbers = (summary.total, summary.good, summary.failed_count)
     about = (format_time(summary.created), summary.submitter)
     return [summary.batch, summary.phase, summary.target, *map(str, numbers), *about]
-
-
-def _summary_to_dict(summary: BatchSummary) -> dict[str, Any]:
-    about = {name: value for name, value in attr.asdict(summary).items() if name != "phase"}
-    return {**about, "state": summary.phase, "total": summary.total, "good": summary.good}
 
 
 # --- reimzul batch show
@@ -132,7 +110,7 @@ def show_command(settings: Settings, batch: str | None, tree: bool, limit: int, 
     filters = [name for name in _FILTERS if given[name]]
     if tree and (filters or as_json):
         raise click.UsageError("--tree shows all members that are waited for: leave --json and the other options out")
-    view = make_view(settings, batch_lookup.find_batch(settings, batch).state)
+    view = read_view(settings, batch_lookup.find_batch(settings, batch).state)
     chosen = list(_choose(view.state, filters))
     if as_json:
         output.print_json(view_to_dict(view, chosen))
@@ -149,15 +127,9 @@ def show_command(settings: Settings, batch: str | None, tree: bool, limit: int, 
         output.print_note(f"and {left_out:,} more: --limit")
 
 
-def make_view(settings: Settings, state: BatchState) -> BatchView:
-    now = time.time()
-    return BatchView(
-        state=state,
-        now=now,
-        outlook=overview.compute_outlook(state, now),
-        builders=batch_lookup.count_builders(settings, state),
-        newly_failing=_find_newly_failing(settings, state) if state.plan.scratch else None,
-    )
+def read_view(settings: Settings, state: BatchState) -> BatchView:
+    newly_failing = _find_newly_failing(settings, state) if state.plan.scratch else None
+    return make_view(state, batch_lookup.count_builders(settings, state), newly_failing)
 
 
 def _find_newly_failing(settings: Settings, state: BatchState) -> list[str] | None:
@@ -187,7 +159,7 @@ def _print_members(view: BatchView, chosen: Sequence[MemberProgress], limit: int
     if not shown:
         output.print_none_found("such member" if is_filtered else "unfinished member")
         return 0
-    ordered = batch_members.sort_members(view.state, shown)
+    ordered = sort_members(view.state, shown)
     rows = [batch_members.to_row(view.state, each, view.now) for each in ordered[:limit]]
     output.print_table(batch_members.MEMBER_TABLE, rows)
     return len(shown) - limit
@@ -207,26 +179,6 @@ def format_view(view: BatchView) -> Iterator[str]:
         ("newly failing", _describe_newly_failing(view)),
         *_describe_causes(state),
     )
-
-
-def describe_phase(state: BatchState) -> str:
-    """Say what a batch does, and why, and what a person can do."""
-    phase, batch = overview.find_phase(state), state.plan.batch
-    if phase == BatchPhase.SUBMITTED:
-        return f"{phase}: reimzul-batch has not accepted it yet"
-    if phase == BatchPhase.PAUSED:
-        running = sum(state.counts[each] for each in MemberState.RUNNING)
-        rest = f"; {pluralize(running, 'build')} still to end" if running else ""
-        return f"{phase}: {state.pause_reason}{rest} (reimzul batch resume {batch})"
-    if phase == BatchPhase.RESTING:
-        waiting = pluralize(len(overview.find_all_blocked(state)), "member")
-        return f"{phase}: {waiting} behind failed ones (reimzul batch retry, replace, skip or release {batch} NAME)"
-    return f"{phase}: {state.cancel_reason}" if phase == BatchPhase.CANCELLING else phase
-
-
-def describe_progress(state: BatchState) -> str:
-    good, total = summarize(state).good, len(state.members)
-    return f"{good:,} of {total:,} ({100 * good // max(1, total)} %)"
 
 
 def _describe_end(view: BatchView) -> str | None:
@@ -260,27 +212,3 @@ def _describe_causes(state: BatchState) -> Iterator[tuple[str, str]]:
         yield "" if number else "failed", f"{len(group.members):,} x {group.text}"
     if len(groups) > _MAX_CAUSES:
         yield "", f"and {pluralize(len(groups) - _MAX_CAUSES, 'more cause')}: reimzul causes --batch {state.plan.batch}"
-
-
-def view_to_dict(view: BatchView, chosen: Sequence[MemberProgress]) -> dict[str, Any]:
-    state, seconds = view.state, view.seconds_left
-    return {
-        **_summary_to_dict(summarize(state)),
-        "order": state.plan.order,
-        "message": describe_phase(state),
-        "builders": view.builders,
-        "expected_end": None if seconds is None else view.now + seconds,
-        "chain_seconds": view.outlook.chain_seconds,
-        "chain": list(view.outlook.chain),
-        "newly_failing": None if view.newly_failing is None else list(view.newly_failing),
-        "causes": [
-            {
-                "cause": each.cause.id,
-                "message": each.cause.text,
-                "members": [one.key for one in each.members],
-                "blocked": each.blocked,
-            }
-            for each in overview.group_failures_by_cause(state)
-        ],
-        "members": [batch_members.to_dict(state, each, view.now) for each in batch_members.sort_members(state, chosen)],
-    }

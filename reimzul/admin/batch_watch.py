@@ -19,8 +19,10 @@ from reimzul.core.formatting import format_duration, format_time
 from reimzul.core.settings import Settings
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
+from reimzul.plan.members import describe_member, sort_members
 from reimzul.plan.overview import BatchPhase
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.view import describe_phase, describe_progress
 
 #: Seconds between two looks at the journal.
 _POLL_SECONDS = 1.0
@@ -89,11 +91,11 @@ class BatchScreen(output.LiveScreen):
 
     def show(self, state: BatchState) -> None:
         size = shutil.get_terminal_size((100, 24))
-        view = batch_show.make_view(self._settings, state)
+        view = batch_show.read_view(self._settings, state)
         facts = [line[: size.columns] for line in batch_show.format_view(view)]
         shown = [each for each in state.members.values() if each.state in _SHOWN_STATES]
         room = max(1, size.lines - len(facts) - 4)
-        rows = [batch_members.to_row(state, each, view.now) for each in batch_members.sort_members(state, shown)[:room]]
+        rows = [batch_members.to_row(state, each, view.now) for each in sort_members(state, shown)[:room]]
         table, _ = output.fit_table(batch_members.MEMBER_TABLE, rows, size.columns) if rows else ([], [])
         more = [f"and {len(shown) - room:,} more"] if len(shown) > room else []
         self.draw([*facts, "", *table, *more])
@@ -109,14 +111,14 @@ class ChangeLines:
     def show(self, state: BatchState) -> None:
         now, batch = time.time(), state.plan.batch
         for each in self._find_changed(state):
-            message = batch_members.describe_member(state, each, now)
+            message = describe_member(state, each, now)
             self._print(
                 batch=batch, member=each.key, state=each.state, build_id=each.build_id, at=each.at, message=message
             )
         phase = overview.find_phase(state)
         if self._printed.get("") != (phase, ""):
             self._printed[""] = (phase, "")
-            message = f"{batch_show.describe_phase(state)}; {batch_show.describe_progress(state)} done"
+            message = f"{describe_phase(state)}; {describe_progress(state)} done"
             self._print(batch=batch, state=phase, at=state.at, message=message, over=phase in _ENDS)
 
     def _find_changed(self, state: BatchState) -> Iterator[MemberProgress]:

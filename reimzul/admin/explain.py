@@ -16,10 +16,10 @@ from reimzul.admin import lookup
 from reimzul.admin.batch_members import describe_membership
 from reimzul.admin.build_facts import BuildFacts, collect_facts, estimate_start_and_end
 from reimzul.admin.health import FULL, describe_error, describe_short_disk, find_leg_errors
-from reimzul.admin.output import join_parts, join_words, json_option, pass_settings, print_result
+from reimzul.admin.output import join_parts, json_option, pass_settings, print_result
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES
-from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.formatting import format_duration, format_time, join_words, pluralize
 from reimzul.core.links import describe_files, log_command
 from reimzul.core.message import Role, Status, WorkerState
 from reimzul.core.settings import Settings

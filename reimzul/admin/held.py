@@ -66,22 +66,26 @@ def release_job(broker: Broker, settings: Settings, job: int) -> None:
 
 def change_priority(broker: Broker, legs: Sequence[BuildRecord], found: lookup.QueuedJob, priority: int) -> int:
     """Change the priority of a held job, and keep it held; return its number. Raises `ReservationLost`."""
-    tube, main = found.stats.tube, legs[0]
+    tube = found.stats.tube
     job = control.hold_job(broker, arch_tube(tube), found.job, priority)
     about = {"tube": tube, "job": job, "priority": priority, "due": round(time.time()) + HELD_SECONDS}
     reason = f"moved to the front, and held: job {job} of tube {tube}"
-    waits = {"missing": main.missing, "waits_for": main.waits_for}
-    _announce_queued(broker, found.request, legs, reason, held=True, **about, **waits)
+    _announce_queued(broker, found.request, legs, reason, held=True, **about)
     return job
 
 
 def _announce_queued(
     broker: Broker, request: BuildRequest, legs: Sequence[BuildRecord], reason: str, **about: Any
 ) -> None:
-    """Announce `Queued` for each leg without a result, after all that was announced of it before."""
+    """Announce `Queued` for each leg without a result, after all that was announced of it before.
+
+    A leg that stays held waits for what it waited for.
+    """
     unfinished = {leg.arch: leg for leg in legs if leg.is_unfinished}
     for arch in unfinished or request.announced_arches:
         leg = unfinished.get(arch, BuildRecord())
         at = round(max(time.time(), leg.put_at + 0.001), 3)
-        known = {"pkgname": leg.pkgname, "evr": leg.evr}
+        known: dict[str, Any] = {"pkgname": leg.pkgname, "evr": leg.evr}
+        if about["held"]:
+            known.update(missing=leg.missing, waits_for=leg.waits_for)
         broker.announce(event_for(request, Status.QUEUED, arch=arch, at=at, reason=reason, **known, **about))

@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import NEEDS_CONTROLLER, load_settings, shared_options
 from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
-from reimzul.core.formatting import format_duration, suggest_nearest, to_output
+from reimzul.core.formatting import format_duration, join_words, suggest_nearest, to_output
 from reimzul.core.roles import require_controller
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -388,11 +388,6 @@ def format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
 def format_skew(seconds: float) -> str:
     """Format how far a clock is off: `2 h 00 min ahead of the controller's`."""
     return f"{format_duration(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the controller's"
-
-
-def join_words(words: list[str]) -> str:
-    """Join words as in a sentence: `a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
 def join_parts(*parts: str) -> str:

@@ -24,7 +24,7 @@ from reimzul.core.batch_message import BatchMessage, BatchOrder, BatchRequest
 from reimzul.core.beanstalk import BATCH, Broker, ReservedJob
 from reimzul.core.daemon import RESERVE_SECONDS, Daemon, Outcome
 from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater
-from reimzul.core.message import BuildEvent, BuildRequest, Refusal
+from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
 from reimzul.plan.announcements import announced_entry
 from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.journal import Entry
@@ -123,6 +123,8 @@ class BatchDaemon(Daemon[BatchMessage]):
     def _sort_event(self, broker: Broker, event: BuildEvent) -> tuple[OpenBatch, Entry] | None:
         found = self.batches.find_for_event(event)
         self.singles.take_event(broker, event)
+        if event.status == Status.PUBLISHED:
+            self.targets.note_publication(event.target)
         if event.claimed:
             return None
         if found is None:

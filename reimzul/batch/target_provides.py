@@ -2,7 +2,7 @@
 """What targets provide, read from the store while builds wait for it.
 
 A thread reads: a large target's primary.xml takes seconds, in which others are to be released. repomd.xml is asked for
-at most every ten seconds, and only for targets that somebody waits for.
+every ten seconds, sooner after a publication, and only for targets that somebody waits for.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from reimzul.plan.state import is_conflict
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at a target's repomd.xml.
-POLL_SECONDS = 10.0
+#: Seconds between two looks at a target's repomd.xml; and if there must be something new in it.
+POLL_SECONDS, HASTY_POLL_SECONDS = 10.0, 1.0
 _LOG_AGAIN_SECONDS = 600.0
 
 
@@ -53,9 +53,14 @@ class TargetWatcher:
         self._urls = urls
         self._readings: dict[str, TargetReading] = {}
         self._asked_at: dict[str, float] = {}
+        self._changed: set[str] = set()  #: targets in which something was published since they were read
         self._pending: queue.Queue[tuple[str, frozenset[str]]] = queue.Queue()
         self._logged: defaultdict[str, LogThrottle] = defaultdict(lambda: LogThrottle(_LOG_AGAIN_SECONDS))
         self._thread: threading.Thread | None = None
+
+    def note_publication(self, target: str) -> None:
+        """Have a target read again soon: it lists something new."""
+        self._changed.add(target)
 
     def read(self, target: str, missing: Iterable[str]) -> TargetReading | None:
         """Return the latest reading that looked for all that is missing, and have the target read again when due."""
@@ -64,9 +69,11 @@ class TargetWatcher:
         is_useful = reading is not None and reading.has_looked_for(missing)
         known = reading.names if reading else frozenset()
         names = known | {name for each in missing if not is_conflict(each) for name in list_names(each)}
-        pause = POLL_SECONDS if is_useful or target not in self._readings else POLL_SECONDS / 10
+        is_settled = target not in self._changed and (is_useful or target not in self._readings)
+        pause = POLL_SECONDS if is_settled else HASTY_POLL_SECONDS
         if time.monotonic() - self._asked_at.get(target, float("-inf")) >= pause:
             self._asked_at[target] = time.monotonic()
+            self._changed.discard(target)
             self._start()
             self._pending.put((target, names))
         return reading if is_useful else None

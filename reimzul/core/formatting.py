@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 #: Keys of JSON output whose values are times.
@@ -108,3 +108,8 @@ def suggest_nearest(given: str, known: Iterable[str]) -> str:
     """Return the end of a sentence that refuses an unknown word: `; is c9s meant?`, or nothing."""
     nearest = find_nearest(given, known)
     return f"; is {nearest} meant?" if nearest else ""
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words as in a sentence: `a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import sys
 from collections.abc import Iterator, Mapping
+from email.utils import mktime_tz, parsedate_tz
 from typing import Optional
 from urllib.parse import SplitResult, urlsplit
 
@@ -46,6 +47,18 @@ class Document:
     validators: Mapping[str, str] = attr.field(factory=dict)  #: what the server identifies this state of it by
 
 
+def _read_validators(headers: http.client.HTTPMessage) -> dict[str, str]:
+    """Read what identifies this state of a document; nothing if it may change again within the same second.
+
+    `Last-Modified` cannot tell such states apart (RFC 9110, section 8.8.2.2), nor can nginx's ETag, which is made of
+    that second and the size.
+    """
+    modified, sent = (parsedate_tz(headers.get(name, "")) for name in ("Last-Modified", "Date"))
+    if modified and sent and mktime_tz(sent) - mktime_tz(modified) < 1:
+        return {}
+    return {name: value for name in _VALIDATORS if (value := headers.get(name))}
+
+
 class HttpSession:
     """Keeps the connection to a server open between requests. Belongs to one thread."""
 
@@ -79,7 +92,7 @@ class HttpSession:
             if answer.status != _OK:
                 raise HttpUnavailable(f"{url}: HTTP {answer.status}")
             body = answer.read(limit + 1)
-            validators = {name: value for name in _VALIDATORS if (value := answer.headers.get(name))}
+            validators = _read_validators(answer.headers)
         if len(body) > limit:
             self.close()  # the rest is still to come
             raise HttpUnavailable(f"{url} is longer than {limit} bytes")

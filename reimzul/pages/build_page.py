@@ -115,6 +115,7 @@ def render_build(sources: PageSources, build_id: str) -> Rendered | None:
         build=legs[0],
         views=views,
         is_pruned=is_pruned,
+        has_batch_page=bool(sources.index.find_summary(legs[0].batch)),
         is_live=any(leg.is_unfinished for leg in legs),
         file_link=sources.file_link,
     )
@@ -176,5 +177,7 @@ def next_check_time(ended: float) -> float:
 
 
 def _next_render(views: Sequence[LegView]) -> float | None:
-    waits = {"silent": _SILENT_POLL_SECONDS, "awaited": _ARRIVAL_POLL_SECONDS}
-    return min((waits[view.files_note] for view in views if view.files_note in waits), default=None)
+    """Return the seconds until the page is rendered again for files that it lacks: ever longer after the end."""
+    waits = [_SILENT_POLL_SECONDS for view in views if view.files_note == "silent"]
+    waits += [max(_ARRIVAL_POLL_SECONDS, time.time() - view.leg.at) for view in views if view.files_note == "awaited"]
+    return min(waits, default=None)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of reimzul-pages: looks for changes at most once a second, and renders the pages that show them.
 
-After each round the daemon rests four times as long as the round used a core: it never takes more than a fifth of one.
+After each round the daemon rests until the round has lasted five times as long as it used a core: it never takes more
+than a fifth of one.
 Under more changes than that allows, pages are late, and several changes of a page are rendered once.
 """
 
@@ -22,11 +23,12 @@ from reimzul.core.retry import LogThrottle
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory, open_history
 from reimzul.history.workers import WorkerStore
+from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
-from reimzul.pages.follower import HeartbeatFollower, HistoryFollower
-from reimzul.pages.index import DuePage, PageIndex
-from reimzul.pages.page_kinds import PAGE_KINDS
+from reimzul.pages.follower import BatchFollower, HeartbeatFollower, HistoryFollower
+from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, remove_index
+from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
 from reimzul.pages.sources import PageSources
 from reimzul.pages.store_reader import StoreReader, StoreSilent
@@ -35,8 +37,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for changes, at least; processor seconds that a round takes over changes, and renders.
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
-#: How many times as long as its work the daemon rests, and the longest rest in seconds.
-_REST_FACTOR, _MAX_REST_SECONDS = 4.0, 30.0
+#: The share of that for builds' own pages and the first page, while there are such.
+_URGENT_SHARE = 0.7
+#: How many times as long as its processor time a round lasts, with the rest after it; and seconds that it may last.
+_ROUND_FACTOR, _MAX_ROUND_SECONDS = 5.0, 30.0
 #: Pages that are taken from the index, and rendered before they are marked.
 _RENDER_BATCH = 20
 #: Seconds until a page that could not be rendered is tried again; seconds between log lines about what fails.
@@ -56,6 +60,7 @@ class PagesDaemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = settings.pages.folder
+        self._index_path = self._folder / INDEX_FOLDER / "pages.sqlite"
         self.stop = Stop()
         self._service = SdNotify()
         self._public_url = PublicUrl(settings.bstore)
@@ -67,17 +72,26 @@ class PagesDaemon:
 
     def run(self) -> None:
         """Serve until a signal stops the daemon. Raises `ConfigError`, `IndexUnavailable`."""
-        with handle_signals(self.stop), self.hold_folder():
-            self._service.announce_ready("rendering")
+        with handle_signals(self.stop):
             while not self.stop.is_requested:
-                began, used = time.monotonic(), time.process_time()
-                with self._surviving("the pages cannot be made"):
-                    self.run_round()
-                used = time.process_time() - used
-                rest = max(LOOK_SECONDS - (time.monotonic() - began), min(_MAX_REST_SECONDS, _REST_FACTOR * used))
-                self._rest(rest)
+                try:
+                    with self.hold_folder():
+                        self._serve()
+                except IndexDamaged as error:
+                    log.error("%s; it is made again from the history", error)
+                    remove_index(self._index_path)
         self._service.announce_stop()
         log.info("stopped")
+
+    def _serve(self) -> None:
+        self._service.announce_ready("rendering")
+        while not self.stop.is_requested:
+            began, used = time.monotonic(), time.process_time()
+            with self._surviving("the pages cannot be made"):
+                self.run_round()
+            used = time.process_time() - used
+            round_seconds = max(LOOK_SECONDS, min(_MAX_ROUND_SECONDS, _ROUND_FACTOR * used))
+            self._rest(round_seconds - (time.monotonic() - began))
 
     def _rest(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -88,15 +102,20 @@ class PagesDaemon:
     @contextlib.contextmanager
     def hold_folder(self) -> Iterator[None]:
         """Open the index, and keep a second daemon from writing the same pages."""
-        index_folder = self._folder / INDEX_FOLDER
+        index_folder = self._index_path.parent
         try:
             index_folder.mkdir(parents=True, exist_ok=True)
-            with folder_lock(index_folder), contextlib.closing(PageIndex(index_folder / "pages.sqlite")) as index:
+            with folder_lock(index_folder), contextlib.closing(PageIndex(self._index_path)) as index:
                 layout = copy_static_files(self._folder)
                 store = StoreReader(self._settings.bstore)
                 self.sources = PageSources(
-                    renderer=PageRenderer(layout), index=index, store=store, url=self._settings.pages.url
+                    renderer=PageRenderer(layout),
+                    index=index,
+                    store=store,
+                    batches=BatchReader(self._settings.incoming.folder),
+                    url=self._settings.pages.url,
                 )
+                self._batch_follower = BatchFollower(index, self.sources.batches)
                 self._history_follower = HistoryFollower(index)
                 workers = WorkerStore(self._settings.notifier.presence)
                 self._heartbeats = HeartbeatFollower(index, workers.load_all)
@@ -121,7 +140,7 @@ class PagesDaemon:
                 index.mark_all_due(float(index.get_fact("alive") or 0) - _UNSYNCED_SECONDS)
             index.set_fact("layout", layout)
             index.set_fact("boot", boot)
-            for kind in ("now", "causes", "stats", "search"):
+            for kind in ("now", "batches", "causes", "stats", "search"):
                 index.mark_due(kind, FARM, 0.0, 0.0)
 
     # --- a round
@@ -132,6 +151,8 @@ class PagesDaemon:
         is_caught_up = self._follow()
         with self._surviving("the heartbeats cannot be read"):
             self.sources.processes = self._heartbeats.follow()
+        with self._surviving("the batches cannot be read"):
+            self._batch_follower.follow()
         self._check_store()
         self._render_due(everything=is_caught_up)
         if self._status_due.is_due():
@@ -201,19 +222,25 @@ class PagesDaemon:
     # --- rendering
 
     def _render_due(self, *, everything: bool) -> None:
-        """Render pages for a while: in turns the oldest and the newest of those that are due."""
+        """Render pages for a while, the urgent ones first; `everything`: lists are complete, and worth it."""
         is_away = self.sources.history is None
-        without = [kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history]
-        without += [] if everything else [kind for kind in PAGE_KINDS if kind != "now"]
-        deadline = time.process_time() + ROUND_SECONDS
+        left_out = {kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history}
+        if not everything:
+            left_out |= PAGE_KINDS.keys() - {"now"}
+        began = time.process_time()
         self._takes_newest = not self._takes_newest
+        self._render_until(began + _URGENT_SHARE * ROUND_SECONDS, left_out | (PAGE_KINDS.keys() - {*URGENT_KINDS}))
+        self._render_until(began + ROUND_SECONDS, left_out)
+        self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
+
+    def _render_until(self, deadline: float, without: set[str]) -> None:
+        """Render what is due: from round to round in turn the oldest and the newest first."""
         while time.process_time() < deadline and not self.stop.is_requested:
             due = self.sources.index.list_due(_RENDER_BATCH, newest_first=self._takes_newest, without=without)
             if not due:
                 break
             self._service.ping()
             self._render_pages(due)
-        self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
 
     def _render_pages(self, due: list[DuePage]) -> None:
         done, later = [], []
@@ -271,6 +298,8 @@ class PagesDaemon:
         """Log a failure that may be over soon, as of a full disk, and go on."""
         try:
             yield
+        except IndexDamaged:
+            raise
         except (OSError, ReimzulError) as error:
             text = describe_os_error(error) if isinstance(error, OSError) else str(error)
             if self._outage_logs.is_due():

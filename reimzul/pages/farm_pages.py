@@ -24,6 +24,7 @@ from reimzul.pages.sources import PageSources
 FARM = "farm"
 #: Rows of each list of the first page, of causes, and builds that are named for a cause.
 _MAX_RUNNING, _MAX_RECENT, _MAX_BUILDERS, _MAX_CAUSES, _MAX_EXAMPLES = 100, 20, 150, 100, 5
+_MAX_BATCHES = 10
 #: Days that causes and stats count.
 PERIOD_DAYS = 30
 _DAY_SECONDS = 86400
@@ -47,6 +48,7 @@ def render_now(sources: PageSources, _: str) -> Rendered:
     index, now = sources.index, time.time()
     failures = _find_recent(index, FAILURES)
     targets = [name for name in index.list_names("target") if is_page_name(name)]
+    batches = index.list_summaries(is_unfinished=True)
     running = [_describe_running(sources, row, now) for row in _find_state(index, BuildState.BUILDING, _MAX_RUNNING)]
     running.sort(key=lambda each: each["row"].started or now)
     queues = _describe_queues(sources, now)
@@ -64,6 +66,8 @@ def render_now(sources: PageSources, _: str) -> Rendered:
         "failures": failures,
         "successes": _find_recent(index, SUCCESSES),
         "targets": targets,
+        "batches": batches[:_MAX_BATCHES],
+        "batch_count": len(batches),
         "outage": sources.outage,
         "followed_at": sources.followed_at,
     }
@@ -73,6 +77,7 @@ def render_now(sources: PageSources, _: str) -> Rendered:
         "history_read": sources.followed_at,
         "problem": sources.outage,
         "building": [_running_to_dict(each) for each in running],
+        "batches": batches[:_MAX_BATCHES],
         "queues": queues,
         "builders": workers[:_MAX_BUILDERS],
         "failures": [_row_to_dict(row) for row in failures],

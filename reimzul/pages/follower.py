@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows the history and the heartbeats: takes over what has changed, and notes which pages show it."""
+"""Follows the history, the heartbeats and the batches: takes over what has changed, and notes which pages show it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Optional
 
 from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.workers import WorkerRecord
+from reimzul.pages.batch_pages import forget_batch
+from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.index import AttemptRow, BuildRow, PageIndex
 from reimzul.pages.list_pages import describe_worker
@@ -134,3 +136,25 @@ class HeartbeatFollower:
                 if host in hosts and self._index.add_name("builder", host):
                     self._index.mark_due("search", FARM, PAGE_KINDS["search"].delay, PAGE_KINDS["search"].pause)
                 self._index.mark_due("builder", host, PAGE_KINDS["builder"].delay, PAGE_KINDS["builder"].pause)
+
+
+class BatchFollower:
+    """Notes which batches' files have changed."""
+
+    def __init__(self, index: PageIndex, reader: BatchReader) -> None:
+        self._index, self._reader = index, reader
+
+    def follow(self) -> None:
+        """Have the pages rendered of batches that are new, changed or gone. Raises `OSError`."""
+        found, known = self._reader.list_stamps(), self._index.list_batch_stamps()
+        changed = [batch for batch, stamp in found.items() if known.get(batch) != stamp]
+        gone = known.keys() - found.keys()
+        if not (changed or gone):
+            return
+        with self._index.transaction():
+            for batch in changed:
+                self._index.set_batch_stamp(batch, found[batch])
+                self._index.mark_due("batch", batch, PAGE_KINDS["batch"].delay, PAGE_KINDS["batch"].pause)
+            for batch in gone:
+                log.info("the files of batch %s are gone: its pages are removed", batch)
+                forget_batch(self._index, batch)

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's own SQLite file: a row for each build on an arch and each attempt, and which pages are due.
+"""The daemon's own SQLite file: a row for each build on an arch, each attempt and each batch, and which pages are due.
 
-It is made from the history and may be removed at any time. One transaction takes over some changes of the history,
-notes the pages that show them as due, and stores the number of the last change; a page stops being due after its file
-has been renamed. So a kill at any moment costs no more than rendering some pages again.
+It is made from the history and the batches' files, and may be removed at any time. One transaction takes over some
+changes of the history, notes the pages that show them as due, and stores the number of the last change; a page stops
+being due after its file has been renamed. So a kill at any moment costs no more than rendering some pages again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Optional
@@ -20,13 +21,13 @@ import attr
 
 from reimzul.core.errors import ReimzulError, translate_errors
 from reimzul.core.failure_cause import find_cause
-from reimzul.core.sqlite import is_intact, open_database, transaction
+from reimzul.core.sqlite import open_database, transaction
 from reimzul.core.store_paths import leg_key
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
 
 #: Changed whenever the tables are: a file of another version is made again.
-_VERSION = 1
+_VERSION = 3
 FAILURES = (BuildState.FAILED, BuildState.REJECTED)
 SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
 _SCHEMA = """
@@ -34,18 +35,23 @@ CREATE TABLE IF NOT EXISTS builds (
     key TEXT PRIMARY KEY, position TEXT NOT NULL, build_id TEXT NOT NULL, timestamp TEXT NOT NULL,
     package TEXT NOT NULL, evr TEXT NOT NULL, target TEXT NOT NULL, arch TEXT NOT NULL, submitter TEXT NOT NULL,
     scratch INTEGER NOT NULL, state TEXT NOT NULL, builder TEXT NOT NULL, tube TEXT NOT NULL, queued REAL NOT NULL,
-    started REAL NOT NULL, ended REAL NOT NULL, duration REAL, wait REAL, cause TEXT NOT NULL, why TEXT NOT NULL
+    started REAL NOT NULL, ended REAL NOT NULL, duration REAL, wait REAL, cause TEXT NOT NULL, why TEXT NOT NULL,
+    batch TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS builds_target ON builds (target, position);
 CREATE INDEX IF NOT EXISTS builds_package ON builds (package, position);
 CREATE INDEX IF NOT EXISTS builds_state ON builds (state, position);
 CREATE INDEX IF NOT EXISTS builds_cause ON builds (cause, position) WHERE cause <> '';
-CREATE INDEX IF NOT EXISTS builds_position ON builds (position);
+CREATE INDEX IF NOT EXISTS builds_batch ON builds (batch, build_id) WHERE batch <> '';
+CREATE INDEX IF NOT EXISTS builds_stats ON builds (position, state, arch, duration, wait, package);
 CREATE TABLE IF NOT EXISTS attempts (
     key TEXT NOT NULL, number INTEGER NOT NULL, position TEXT NOT NULL, builder TEXT NOT NULL, state TEXT NOT NULL,
     at REAL NOT NULL, duration REAL, why TEXT NOT NULL, PRIMARY KEY (key, number)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS attempts_builder ON attempts (builder, position);
+CREATE TABLE IF NOT EXISTS batches (
+    batch TEXT PRIMARY KEY, stamp TEXT NOT NULL, created REAL NOT NULL, is_over INTEGER NOT NULL, summary TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS names (kind TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL, since TEXT NOT NULL,
@@ -63,6 +69,10 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 
 class IndexUnavailable(ReimzulError):
     """The daemon's own file cannot be read or written now."""
+
+
+class IndexDamaged(IndexUnavailable):
+    """SQLite finds the file damaged: it has to be removed, and made again."""
 
 
 @attr.frozen(kw_only=True)
@@ -89,6 +99,7 @@ class BuildRow:
     wait: Optional[float]
     cause: str  #: the id of the cause of its failure
     why: str  #: that cause for a person, or what it waits for
+    batch: str  #: the batch that it is a member's build of
 
     @classmethod
     def from_record(cls, record: BuildRecord) -> BuildRow:
@@ -115,6 +126,7 @@ class BuildRow:
             wait=record.wait,
             cause=cause.id if cause else "",
             why=(cause.text if cause else record.comment or record.waits_for or record.reason)[:300],
+            batch=record.batch,
         )
 
 
@@ -168,16 +180,20 @@ def _upsert(table: str, row: type) -> str:
 _UPSERT_BUILD, _UPSERT_ATTEMPT = _upsert("builds", BuildRow), _upsert("attempts", AttemptRow)
 
 
+def remove_index(path: Path) -> None:
+    for suffix in ("-shm", "-wal", ""):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
 class PageIndex:
     """An instance belongs to one thread. Every method raises `IndexUnavailable`."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file; one that is damaged or of another version is removed and made again."""
+        """Open the file; one of another version is removed and made again. Raises `IndexDamaged`."""
         self._path = path
         with self._translating_errors():
-            if not is_intact(path) or self._find_version() not in (0, _VERSION):
-                for suffix in ("-shm", "-wal", ""):
-                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+            if self._find_version() not in (0, _VERSION):
+                remove_index(path)
             self._db = open_database(path, _SCHEMA, synchronous="NORMAL")
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
 
@@ -196,9 +212,12 @@ class PageIndex:
             yield
 
     def _translating_errors(self) -> AbstractContextManager[None]:
-        return translate_errors(
-            {(OSError, sqlite3.Error): lambda error: IndexUnavailable(f"{self._path}: cannot be used: {error}")}
-        )
+        return translate_errors({(OSError, sqlite3.Error): self._translate})
+
+    def _translate(self, error: Exception) -> IndexUnavailable:
+        # Python's class for a damaged file is the base of those for all else
+        kind = IndexDamaged if type(error) is sqlite3.DatabaseError else IndexUnavailable
+        return kind(f"{self._path}: cannot be used: {error}")
 
     def select(self, query: str, *values: object) -> list[Any]:
         """Run a query of a page."""
@@ -248,6 +267,44 @@ class PageIndex:
         for table in ("builds", "attempts"):
             self._execute(f"DELETE FROM {table} WHERE key >= ? AND key < ?", f"{build_id}.", f"{build_id}/")
         self._execute("DELETE FROM checks WHERE build_id = ?", build_id)
+
+    # --- batches
+
+    def list_batch_stamps(self) -> dict[str, str]:
+        """Return the batches that are known, with the stamp of the files that were last seen of each."""
+        return dict(self.select("SELECT batch, stamp FROM batches"))
+
+    def set_batch_stamp(self, batch: str, stamp: str) -> None:
+        statement = (
+            "INSERT INTO batches VALUES (?, ?, 0, 0, '') ON CONFLICT (batch) DO UPDATE SET stamp = excluded.stamp"
+        )
+        self._execute(statement, batch, stamp)
+
+    def save_summary(self, batch: str, summary: Mapping[str, Any], *, is_over: bool) -> None:
+        """Store what lists show of a batch."""
+        statement = "UPDATE batches SET created = ?, is_over = ?, summary = ? WHERE batch = ?"
+        self._execute(statement, summary["created"], is_over, json.dumps(summary), batch)
+
+    def is_known_batch(self, batch: str) -> bool:
+        return bool(self.select("SELECT 1 FROM batches WHERE batch = ?", batch))
+
+    def list_summaries(self, *, is_unfinished: bool = False) -> list[dict[str, Any]]:
+        """Return what lists show of batches, the newest first."""
+        states = "(0)" if is_unfinished else "(0, 1)"
+        query = f"SELECT summary FROM batches WHERE summary <> '' AND is_over IN {states} ORDER BY created DESC, batch"
+        return [json.loads(summary) for (summary,) in self.select(query)]
+
+    def find_summary(self, batch: str) -> dict[str, Any]:
+        """Return what lists show of a batch; empty if its page was never rendered."""
+        rows = self.select("SELECT summary FROM batches WHERE batch = ? AND summary <> ''", batch)
+        return dict(json.loads(rows[0][0])) if rows else {}
+
+    def list_builds_of_batch(self, batch: str) -> list[str]:
+        query = "SELECT DISTINCT build_id FROM builds WHERE batch = ? AND batch <> ''"
+        return [build_id for (build_id,) in self.select(query, batch)]
+
+    def drop_batch(self, batch: str) -> None:
+        self._execute("DELETE FROM batches WHERE batch = ?", batch)
 
     # --- names
 

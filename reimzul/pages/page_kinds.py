@@ -13,12 +13,12 @@ from typing import Callable, Optional
 import attr
 
 from reimzul.history.build_record import BuildState
-from reimzul.pages import farm_pages, feeds, list_pages
+from reimzul.pages import batch_pages, farm_pages, feeds, list_pages
 from reimzul.pages.build_page import render_build
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.index import FAILURES, AttemptRow, BuildRow, PageIndex
 from reimzul.pages.list_pages import BUILDERS, PACKAGES, TARGETS, ListKind
-from reimzul.pages.rendering import Rendered, build_path, is_page_name, page_path
+from reimzul.pages.rendering import Rendered, build_path, is_batch_id, is_page_name, page_path
 from reimzul.pages.sources import PageSources
 
 _RUNNING = (BuildState.QUEUED, BuildState.BUILDING)
@@ -68,7 +68,7 @@ def _list_kind(kind: ListKind, names: Callable[[BuildChange], Iterable[str]], pa
         render=functools.partial(list_pages.render_list, kind),
         names=names,
         paths=lambda name: [page_path(kind.folder, name, suffix) for suffix in ("html", "json")],
-        delay=2.0,
+        delay=5.0,
         pause=pause,
     )
 
@@ -124,6 +124,18 @@ def _badge_of(change: BuildChange) -> list[str]:
     return ["/".join(names)] if len(names) == 2 and change.touches_results and not change.after.scratch else []
 
 
+def _batch_of_new_build(change: BuildChange) -> list[str]:
+    """The batch whose page links a build now, or does no more."""
+    return [change.after.batch] if change.before is None and is_batch_id(change.after.batch) else []
+
+
+def _split(numbered: str) -> tuple[str, int]:
+    number, _, name = numbered.partition("/")
+    return name, int(number)
+
+
+#: Kinds that are rendered first: who watches a build waits for them.
+URGENT_KINDS = ("build", "now")
 PAGE_KINDS: dict[str, PageKind] = {
     "build": PageKind(
         render=render_build,
@@ -163,6 +175,21 @@ PAGE_KINDS: dict[str, PageKind] = {
         delay=5.0,
         pause=20.0,
     ),
+    "batch": PageKind(
+        render=batch_pages.render_batch,
+        names=_batch_of_new_build,
+        paths=lambda batch: [page_path("batches", batch, suffix) for suffix in ("html", "json")],
+        delay=0.0,
+        pause=5.0,
+    ),
+    "batch part": PageKind(
+        render=batch_pages.render_batch_part,
+        names=lambda _: [],  # its batch's page finds out
+        paths=lambda name: [batch_pages.part_path(*_split(name), suffix) for suffix in ("html", "json")],
+        delay=0.0,
+        pause=60.0,
+    ),
+    "batches": _farm_kind(batch_pages.render_batches, lambda _: False, 0.0, 10.0),
     "causes": _farm_kind(farm_pages.render_causes, lambda change: change.touches_failures, 10.0, 60.0),
     "stats": _farm_kind(farm_pages.render_stats, lambda change: change.touches_results, 30.0, 300.0),
     "search": _farm_kind(farm_pages.render_search, lambda change: change.has_new_name, 5.0, 60.0),

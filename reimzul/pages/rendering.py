@@ -33,16 +33,22 @@ from reimzul.core.formatting import (
 )
 from reimzul.core.validators import make_printable
 from reimzul.history.build_record import BuildState
+from reimzul.plan.overview import BatchPhase
+from reimzul.plan.state import MemberState
 
-#: How each state of a build, an attempt or a worker is shown beside its word: nobody depends on colours.
+#: How each state of a build, attempt, worker, batch or member is shown beside its word: nobody depends on colours.
 _SHAPES = {
     BuildState.PUBLISHED: "●", BuildState.BUILT: "◉", BuildState.FAILED: "▲", BuildState.REJECTED: "■",
     BuildState.CANCELLED: "✕", BuildState.OVERRIDE: "◆", BuildState.BUILDING: "◐", BuildState.QUEUED: "○",
     BuildState.CLAIMED: "◇", "idle": "○", "busy": "◐", "draining": "◧", "drained": "□", "unfit": "▲", "silent": "▽",
     "gone": "✕", "quarantined": "■", "retried": "↻",
+    MemberState.HELD: "◌", MemberState.RELEASED: "○", MemberState.WAITING: "◇", MemberState.SKIPPED: "▷",
+    BatchPhase.SUBMITTED: "○", BatchPhase.RUNNING: "◐", BatchPhase.PAUSED: "◫", BatchPhase.RESTING: "▲",
+    BatchPhase.CANCELLING: "✕", BatchPhase.OVER: "●",
 }  # fmt: skip
 #: Names that can be those of a page: no folder, nothing hidden, nothing that a file system refuses.
 _BUILD_ID = re.compile(r"[0-9a-f]{32}")
+_BATCH_ID = re.compile(r"[0-9a-f]{8}")
 _PAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^@:-]{0,150}")
 
 
@@ -68,6 +74,10 @@ def is_page_name(name: str) -> bool:
 
 def is_build_id(text: str) -> bool:
     return _BUILD_ID.fullmatch(text) is not None
+
+
+def is_batch_id(text: str) -> bool:
+    return _BATCH_ID.fullmatch(text) is not None
 
 
 def page_path(folder: str, name: str, suffix: str = "html") -> str:

@@ -15,6 +15,7 @@ from reimzul.core.links import LinkRoots
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import History
 from reimzul.history.workers import WorkerRecord
+from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.index import SUCCESSES, PageIndex
 from reimzul.pages.rendering import PageRenderer
 from reimzul.pages.store_reader import StoreReader
@@ -31,6 +32,7 @@ class PageSources:
     renderer: PageRenderer
     index: PageIndex
     store: StoreReader
+    batches: BatchReader
     url: str  #: [pages] url, for feeds
     history: Optional[History] = None  #: None while it cannot be read
     processes: Sequence[WorkerRecord] = ()

@@ -69,7 +69,7 @@ def _list_news(state: BatchState) -> Iterator[tuple[str, str, Describe]]:
 
 
 def _describe_cause(state: BatchState, progress: MemberProgress) -> tuple[str, list[str]]:
-    cause, blocked = cause_of_member(progress), len(state.find_blocked(progress.key))
+    cause, blocked = cause_of_member(progress), state.count_blocked(progress.key)
     behind = f"; {pluralize(blocked, 'member')} behind it" if blocked else ""
     return f": {progress.key} {progress.state}: {cause.text}{behind}", [
         f"Cause {cause.id}: {cause.text}",

@@ -21,6 +21,7 @@ from reimzul.plan.state import BatchState, MemberState
 #: More than the longest entry of a journal.
 _MAX_END_BYTES = 1 << 17
 _PLAN_FILE = re.compile(r"([0-9a-f]{8})\.json")
+_PLAN_OR_JOURNAL_FILE = re.compile(r"[0-9a-f]{8}\.(json|log)")
 
 
 def list_batch_ids(incoming: Path) -> list[str]:
@@ -32,6 +33,18 @@ def list_batch_ids(incoming: Path) -> list[str]:
         (path.stat().st_mtime, match[1]) for path in folder.iterdir() if (match := _PLAN_FILE.fullmatch(path.name))
     ]
     return [batch for _, batch in sorted(found, reverse=True)]
+
+
+def list_batch_stamps(incoming: Path) -> dict[str, str]:
+    """Return the ids of all batches, each with a stamp that changes when its files do. Raises `OSError`."""
+    folder = incoming / FOLDER
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry.stat() for entry in entries if _PLAN_OR_JOURNAL_FILE.fullmatch(entry.name)}
+    stamps = {name: f"{each.st_size}@{each.st_mtime_ns}" for name, each in found.items()}
+    plans = [name.removesuffix(".json") for name in stamps if name.endswith(".json")]
+    return {batch: f"{stamps[f'{batch}.json']} {stamps.get(f'{batch}.log', '')}" for batch in plans}
 
 
 @attr.define

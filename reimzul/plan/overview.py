@@ -200,7 +200,7 @@ def find_waited_for(state: BatchState) -> dict[str, int]:
     The one that most wait for comes first.
     """
     candidates = [key for key in state.members if not state.is_met(key) and state.dependents_of(key)]
-    behind = {key: len(state.find_blocked(key)) for key in candidates if not state.unmet_needs(key)}
+    behind = {key: state.count_blocked(key) for key in candidates if not state.unmet_needs(key)}
     return {key: behind[key] for key in sorted(behind, key=lambda key: (-behind[key], key)) if behind[key]}
 
 

@@ -116,6 +116,7 @@ class BatchState:
         self.released_ahead: Counter[str] = Counter()  #: by tube
         self.failures_in_a_row: list[str] = []  #: reasons
         self._key_of_build: dict[str, str] = {}
+        self._blocked_counts: dict[str, int] = {}  #: as far as they were asked for since the last entry
         self._providers: dict[str, set[str]] = {}
         self._dependents: dict[str, set[str]] = {}
         self._adopt_plan(plan)
@@ -160,6 +161,11 @@ class BatchState:
         """All members that wait for this one, directly or through others."""
         return {each for each in self._reach(key, self.dependents_of) if not self.is_ended(self.members[each])}
 
+    def count_blocked(self, key: str) -> int:
+        if key not in self._blocked_counts:
+            self._blocked_counts[key] = len(self.find_blocked(key))
+        return self._blocked_counts[key]
+
     def find_roots(self, key: str) -> set[str]:
         """The members that hold this one up in the end: they fail, wait or run, and need nobody that is not there."""
         return {each for each in self._reach(key, self.unmet_needs) if not self.unmet_needs(each)}
@@ -184,6 +190,7 @@ class BatchState:
 
     def apply(self, entry: Entry) -> None:
         self.at = max(self.at, float(entry.get("at", 0.0)))
+        self._blocked_counts.clear()
         handle = {
             EntryKind.ACCEPTED: self._apply_accepted,
             EntryKind.ORDER: self._apply_order,

@@ -4,7 +4,7 @@
 Workers report their targets with their heartbeats, which may be minutes old. So a target is refused only if all live
 workers of its arch have reported, none of them has it, the store has not either, and a known target is like it. A
 worker is live if it is connected and takes jobs. A target that only drained or quarantined workers have is accepted,
-with a warning.
+with a warning. Nothing is checked while beanstalkd is unreachable: which workers are connected is then unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.config import load_file
-from reimzul.core.errors import InputError, ReimzulError
+from reimzul.core.errors import BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.formatting import find_nearest
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import fetch_repomd
@@ -50,10 +50,13 @@ def refuse_unknown_target(
         warn(f"whether a worker can build for {target} is unknown: {error}")
         return
     workers, watchers = reported, dict.fromkeys(arches, 0)
-    if reported:
-        with Broker.from_settings(settings.beanstalkd) as broker:
-            workers = drop_disconnected(broker, reported)
-            watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
+    try:
+        if reported:
+            with Broker.from_settings(settings.beanstalkd) as broker:
+                workers = drop_disconnected(broker, reported)
+                watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
+    except BrokerUnavailable:
+        return  # queueing fails with the same error, after the sources are checked
     faults = []
     for arch in arches:
         check = _ArchCheck(

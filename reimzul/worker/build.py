@@ -14,7 +14,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Callable, TypeVar, Union
@@ -68,16 +68,18 @@ class TransientFailure(RetryLater):
 class RequirementsMissing(ReimzulError):
     """The request has to wait for requirements that nobody provides yet: its job is held, and no try is counted."""
 
-    def __init__(self, missing: Sequence[str]) -> None:
-        super().__init__(f"waits for {describe_missing(missing)}")
-        self.missing = tuple(missing)
+    def __init__(self, missing: Mapping[str, Sequence[str]]) -> None:
+        """`missing` has what each leg lacks, by arch."""
+        everything = list(dict.fromkeys(each for lacking in missing.values() for each in lacking))
+        super().__init__(f"waits for {describe_missing(everything)}")
+        self.missing = {arch: tuple(lacking) for arch, lacking in missing.items()}
 
 
 class _LegWaits(RequirementsMissing):
     """A leg lacks requirements. What becomes of it depends on the other legs."""
 
     def __init__(self, missing: Sequence[str], leg: Leg, result: MockResult, code: int | None) -> None:
-        super().__init__(missing)
+        super().__init__({leg.arch: missing})
         self.leg, self.result, self.code = leg, result, code
 
 
@@ -235,7 +237,7 @@ class BuildAttempt:
             self._keep_logs(error.leg, Status.UNFIT, str(error), error.code)
             self.error_logs[error.leg.arch] = "root.log"
         if waiting:
-            raise RequirementsMissing(list(dict.fromkeys(each for error in waiting for each in error.missing)))
+            raise RequirementsMissing({arch: missing for error in waiting for arch, missing in error.missing.items()})
 
     def _build_leg(self, leg: Leg) -> None:
         stored = self._find_stored(leg)

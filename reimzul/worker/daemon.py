@@ -295,9 +295,12 @@ class Worker(Daemon[BuildRequest]):
         return JobSettled(f"held: {waiting}")
 
     def _announce_held(self, session: JobSession, waiting: RequirementsMissing, job: int) -> None:
-        text = describe_missing(waiting.missing)
-        about = {"held": True, "missing": waiting.missing, "waits_for": text}
-        self._announce_retry(session, session.claim.message, job, str(waiting), HELD_SECONDS, **about)
+        """Announce that each leg without a result is held, and what that leg lacks."""
+        request = session.claim.message
+        for arch, missing in waiting.missing.items():
+            text = describe_missing(missing)
+            about = {"held": True, "missing": missing, "waits_for": text, "arches": [arch]}
+            self._announce_retry(session, request, job, f"waits for {text}", HELD_SECONDS, **about)
 
     def requeue_without_source(self, session: JobSession, delayed: SourceDelayed) -> Outcome:
         """Requeue a request whose source cannot be downloaded now; no try is counted."""
@@ -324,14 +327,17 @@ class Worker(Daemon[BuildRequest]):
     def _announce_retry(
         self, session: JobSession, request: BuildRequest, job: int, reason: str, pause: int, **about: Any
     ) -> None:
-        by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
+        by: dict[str, Any] = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
         self._announce_queued(session, request, job, pause, reason=reason, **by, **about)
 
     @staticmethod
-    def _announce_queued(session: JobSession, request: BuildRequest, job: int, pause: int, **about: Any) -> None:
+    def _announce_queued(
+        session: JobSession, request: BuildRequest, job: int, pause: int, arches: Sequence[str] = (), **about: Any
+    ) -> None:
+        """Announce that a request is queued again for these arches, or else for each leg without a result."""
         stats, due = session.claim.stats, round(time.time()) + pause
         where = {"tube": stats.tube, "job": job, "priority": stats.priority, "due": due}
-        for arch in session.unfinished_arches():
+        for arch in arches or session.unfinished_arches():
             fields = {"arch": arch, **session.describe_logs(arch), **about, **where}
             session.claim.broker.announce(event_for(request, Status.QUEUED, **fields))
 

@@ -247,4 +247,4 @@ def examine(trial: Trial) -> str | None:
     argv = [own_program("reimzul"), "doctor", "--json", "--config", str(trial.ground.farm.ini())]
     done = subprocess.run(argv, stdout=subprocess.PIPE, timeout=60, check=False)
     found = json.loads(done.stdout)["checks"]
-    return next((each["message"] for each in found if each["name"] == "batches" and each["level"] == "FAIL"), None)
+    return next((each["message"] for each in found if each["name"] == "batch.plans" and each["level"] == "FAIL"), None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, Broker, arch_tube
 from reimzul.core.message import Status
 from reimzul.plan.document import journal_path, plan_path, write_plan
+from reimzul.plan.journal import Journal
 from tests import batch as stands
 from tests.batch import ARCH, BATCH_ID, FakeFarm, Stand, held_names, make_plan, member
 from tests.conftest import Beanstalkd
@@ -237,8 +239,10 @@ def test_a_member_that_misses_another_waits_for_it_although_the_plan_did_not_kno
     members = (member(name, rank=int(name != first)) for name in ("user", "library"))
     stand.start()
     with FakeFarm(stand, {"user": [["library"]]}) as farm:
+        if first == "library":  # user, which is released again before its builder holds its job
+            farm.before_hold = lambda: until(lambda: stand.count_entries("released") == 3, 10, "it is released")
         stand.submit(broker, make_plan(*members))
-        stand.wait_until_over()
+        stand.wait_until_over(12)  # before the regular check, which would kick it too
     assert farm.started == (["user", "library", "user"] if first == "user" else ["library", "user", "user"])
     assert [event.held for event in farm.of("user", Status.QUEUED)] == [True, False, True, False]
 
@@ -328,6 +332,51 @@ def test_nothing_is_lost_or_doubled_where_it_is_killed(stand: Stand, broker: Bro
     assert sorted(built) == names, "each is built once"
     needs = {each.name: {need.partition(".")[0] for need in each.needs} for each in members}
     assert all(farm.began_after[name] >= needs[name] for name in names)
+
+
+def test_a_job_that_a_kill_kept_from_being_noted_is_found_and_noted(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    stand.submit(broker, make_plan(member("base"), member("app", "base")))
+    stand.wait_until_put(["base", "app"])
+    stand.stop()
+    job = stand.state().members[f"app.{ARCH}"].job
+    journal = journal_path(stand.incoming, BATCH_ID)
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if not ('"kind":"put"' in line and "app" in line)))
+    assert not stand.state().members[f"app.{ARCH}"].is_put
+    stand.start()
+    stand.wait_until_put(["base", "app"])
+    assert stand.state().members[f"app.{ARCH}"].job == job
+    with FakeFarm(stand) as farm:
+        stand.wait_until_over()
+        assert not list(stands.list_jobs(broker))
+    assert sorted(farm.started) == ["app", "base"]
+
+
+def test_an_end_that_a_kill_kept_from_being_announced_is_announced(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(member("base"), member("app", "base")))
+        stand.wait_until_put(["base", "app"])
+        stand.order(broker, "pause")
+        stand.wait_for({"base": "held"})
+        stand.stop()
+        state, now = stand.state(), time.time()
+        with contextlib.closing(Journal(journal_path(stand.incoming, BATCH_ID))) as journal:
+            order = {"kind": "order", "order": "cancel", "id": "1" * 16, "by": "johnny", "members": [], "at": now}
+            ends = [
+                {
+                    "kind": "ended", "member": key, "build": each.build_id, "state": "cancelled", "at": now,
+                    "reason": "cancel by johnny",
+                }
+                for key, each in state.members.items()
+            ]  # fmt: skip
+            journal.append([{**order, "settle_pass": 0, "plan_sha256": "", "why": ""}, *ends])
+        stand.start()
+        stand.wait_until_over()
+        until(lambda: len([each for each in farm.events if each.status == Status.CANCELLED]) == 2, 10, "announced")
+        until(lambda: not list(stands.list_jobs(broker)), 5, "their jobs are gone")
 
 
 def test_a_batch_cancelled_while_it_is_put_leaves_no_job(stand: Stand, broker: Broker) -> None:

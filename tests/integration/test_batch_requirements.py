@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from reimzul.core.control import new_flag, set_flag
 from reimzul.core.http_client import HttpSession
 from reimzul.core.listed_packages import iterate_provides
 from reimzul.core.message import BuildRequest, Status, event_for
+from reimzul.core.store_paths import StoreUrls
 from tests import srpms, webserver
 from tests.batch import ARCH, TARGET, FakeFarm, Stand, held_names, list_jobs, make_plan, member
 from tests.conftest import Beanstalkd
@@ -122,6 +125,24 @@ def test_a_target_is_read_again_only_when_it_has_changed(store: Store, monkeypat
         assert more.provides_all(["library >= 1.0"])
         assert not more.provides_all(["other"])
         assert not more.provides_all(["library", "conflict: glibc"])
+
+
+def test_a_target_is_read_again_at_once_after_a_publication(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[float] = []
+
+    def read(*given: Any) -> target_provides.TargetReading:
+        readings.append(time.monotonic())
+        return read_target(*given)
+
+    read_target = target_provides.read_target
+    monkeypatch.setattr(target_provides, "read_target", read)
+    store.publish("library")
+    watcher = target_provides.TargetWatcher(StoreUrls.from_settings(store.url, "rsync://localhost/store/"))
+    target = f"{TARGET}.{ARCH}"
+    until(lambda: watcher.read(target, ["library"]), 10, "the target is read")
+    watcher.note_publication(target)
+    until(lambda: watcher.read(target, ["library"]) and len(readings) > 1, 5, "it is read again before its time")
+    assert readings[1] - readings[0] < target_provides.POLL_SECONDS
 
 
 def test_a_file_that_primary_xml_does_not_have_is_found_in_the_list_of_files(store: Store) -> None:

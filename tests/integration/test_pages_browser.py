@@ -19,6 +19,7 @@ from reimzul.core.message import CurrentBuild, Phase
 from reimzul.pages.rendering import render_json
 from tests.browser import LAPTOP, TELEPHONE, Tab, open_browser
 from tests.events import ATTEMPT, build_id
+from tests.pages_batches import OVER, RESTING, RUNNING, add_over, add_resting, add_running
 from tests.pages_stand import ERROR_LINE, PagesStand, build_events
 from tests.waiting import until
 
@@ -62,6 +63,9 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PagesStand]:
     )  # fmt: skip
     stand.beat("builder1.example.org", "building", current)
     stand.beat("builder2.example.org", "drained", why="drained by <u>johnny</u>")
+    add_running(stand, _EVIL)
+    add_resting(stand, _EVIL)
+    add_over(stand)
     _fill_store(stand)
     stand.start_nginx()
     stand.render()
@@ -109,7 +113,8 @@ def test_every_page_can_be_used_by_everybody(stand: PagesStand, tab: Tab) -> Non
     if not AXE.exists():
         pytest.fail(f"{AXE} is missing: tools/setup fetches it")
     kinds = {re.sub(r"[^/]*$", "", url.removeprefix(stand.url)) or url: url for url in stand.url_of_pages}
-    some = [*kinds.values(), *(f"{stand.url}{name}.html" for name in ("index", "causes", "stats", "search"))]
+    some = [*kinds.values(), *(f"{stand.url}{name}.html" for name in ("index", "batches", "causes", "stats", "search"))]
+    some += [f"{stand.url}batches/{name}.html" for name in (RUNNING, RESTING, OVER, f"{OVER}-1")]
     for url in [*some, *(stand.url_of(number) for number in (_FAILED, _PUBLISHED, _RUNNING, _HOSTILE))]:
         for dark in (False, True):
             tab.set_dark(dark)
@@ -157,7 +162,8 @@ def _link(stand: PagesStand, page: str, pattern: str) -> str:
 
 
 def test_a_hostile_build_is_text(stand: PagesStand, tab: Tab) -> None:
-    for url in (stand.url_of(_HOSTILE), f"{stand.url}index.html", f"{stand.url}causes.html", stand.url_of(_RUNNING)):
+    names = ("index", "causes", "batches", f"batches/{RUNNING}", f"batches/{RESTING}")
+    for url in (*(f"{stand.url}{name}.html" for name in names), stand.url_of(_HOSTILE), stand.url_of(_RUNNING)):
         tab.open(url)
         tab.wait_for("document.documentElement.classList.contains('js')")
         assert not [each for each in tab.problems if "dialog" in each], url
@@ -167,6 +173,8 @@ def test_a_hostile_build_is_text(stand: PagesStand, tab: Tab) -> None:
         )
         shown = tab.evaluate("document.body.innerText")
         assert not re.search("[\u202a-\u202e\u2066-\u2069\x1b\x07]", shown), url
+    tab.open(f"{stand.url}batches/{RUNNING}.html")
+    assert "<script>alert(1)</script>" in tab.evaluate("document.querySelector('.causes').textContent")
     tab.open(stand.url_of(_HOSTILE))
     assert "<script>alert(1)</script>" in tab.evaluate("document.querySelector('pre.error').textContent")
     assert "{{ 7*7 }}" in tab.evaluate("document.querySelector('pre.error').textContent")

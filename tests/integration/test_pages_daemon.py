@@ -432,11 +432,15 @@ def test_a_second_daemon_is_refused(stand: PagesStand) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_index_is_made_again(stand: PagesStand) -> None:
-    _record(stand, 2)
+@pytest.mark.parametrize("first", [0, 3], ids=["header", "middle"])
+def test_a_damaged_index_is_made_again(stand: PagesStand, first: int) -> None:
+    _record(stand, 60)
     stand.render()
-    for path in (stand.pages / ".index").iterdir():
-        path.write_bytes(b"no database" * 500)
+    index = stand.pages / ".index/pages.sqlite"
+    whole = index.read_bytes()
+    index.write_bytes(whole[: first * 4096] + b"\xa5" * (len(whole) - first * 4096))
     stand.page(1).unlink()
-    stand.render()
-    assert stand.page(1).exists()
+    process = _start(stand)
+    until(lambda: stand.page(1).exists(), 60, "the page is made again")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0

@@ -140,17 +140,25 @@ def test_a_controller_serves_the_pages_only_where_it_is_asked_to(host: Host) -> 
     assert "links that people get lead to http://farm.example.org:8080/\n" in shown
     assert "    listen 8080;\n" in host.text(roles.PAGES)
     assert "\nurl = http://farm.example.org:8080/\n" in host.text(roles.SETTINGS)
-    assert host.calls() == ["enable reimzul-pages", "restart nginx", "reload reimzul-notifier", "start reimzul-pages"]
+    assert host.calls() == [
+        "enable reimzul-pages", "restart nginx", "reload reimzul-notifier", "reload reimzul-batch",
+        "start reimzul-pages",
+    ]  # fmt: skip
     assert host.done("controller") == "nothing to do\n"
     host.done("controller", "--add-builder", "b1")
     host.calls()
     host.done("controller", "--pages-port", "80", "--controller", "farm.example.org")
     assert "\nurl = http://farm.example.org/\n" in host.text(roles.SETTINGS)
-    assert host.calls() == ["restart nginx", "reload reimzul-notifier", "reload reimzul-pages"]
+    assert host.calls() == ["restart nginx", "reload reimzul-notifier", "reload reimzul-batch", "reload reimzul-pages"]
     host.done("controller", "--pages-port", "0")
     assert not host.at(roles.PAGES).exists()
     assert "\nurl =\n" in host.text(roles.SETTINGS), "no link leads to pages that are gone"
-    assert host.calls() == ["disable --now reimzul-pages", "restart nginx", "reload reimzul-notifier"]
+    assert host.calls() == [
+        "disable --now reimzul-pages",
+        "restart nginx",
+        "reload reimzul-notifier",
+        "reload reimzul-batch",
+    ]
     assert host.done("controller") == "nothing to do\n"
 
 

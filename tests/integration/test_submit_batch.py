@@ -359,6 +359,12 @@ def test_a_plan_changes_nothing_and_keeps_facts_apart_from_estimates(farm: Farm)
     assert estimates["builders"] == 2
 
 
+def test_requirements_that_only_the_build_computes_are_announced(farm: Farm) -> None:
+    farm.add("lib")
+    srpms.make_srpm(farm.folder, "dynamic", srpms.dynamic("dynamic"))
+    assert farm.plan_json()["facts"]["dynamic"] == ["dynamic"]
+
+
 def test_a_plan_needs_no_reimzul_batch(farm: Farm) -> None:
     farm.add("lib")
     farm.controller.configure()

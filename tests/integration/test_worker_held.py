@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests import srpms
 from tests.builder import Ears, Host, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.gate import Action, Gate
+from tests.scripted import SAMPLES
 from tests.waiting import until
 
 BATCH = "5f0c12ab"
@@ -147,14 +149,24 @@ def test_a_follower_of_a_failed_main_leg_fails_too(host: Host, broker: Broker, e
     assert not ears.events("Queued")
 
 
-def test_what_all_legs_lack_is_named(host: Host, broker: Broker, ears: Ears) -> None:
-    for name in ("c9.x86_64", "c9.i386"):
-        host.mock.plan(name, code=30, logs="missingbr")
+def test_each_leg_announces_what_it_lacks_itself(host: Host, broker: Broker, ears: Ears) -> None:
+    samples = host.folder / "logs"
+    for name, lacking in (("main", "no-such-devel"), ("follower", "no-such-library")):
+        shutil.copytree(SAMPLES / "missingbr", samples / name)
+        root_log = samples / name / "root.log"
+        root_log.write_text(root_log.read_text().replace("no-such-devel", lacking))
+    host.mock.samples(samples)
+    host.mock.plan("c9.x86_64", code=30, logs="main")
+    host.mock.plan("c9.i386", code=30, logs="follower")
     host.start()
     wait_held(broker, put(broker, request(batch=BATCH)))
     events = ears.wait(2, "Queued")
-    assert {each["arch"] for each in events} == {"x86_64", "i386"}
-    assert [each["missing"] for each in events] == [[MISSING], [MISSING]]
+    other = MISSING.replace("devel", "library")
+    assert {each["arch"]: each["missing"] for each in events} == {"x86_64": [MISSING], "i386": [other]}
+    assert {each["arch"]: each["reason"] for each in events} == {
+        "x86_64": f"waits for {MISSING}, which nobody provides",
+        "i386": f"waits for {other}, which nobody provides",
+    }
     assert len([each for each in ears.requests() if each["logs"]]) == 2
 
 

@@ -72,6 +72,12 @@ def command_of(program: str) -> click.Command:
     return found
 
 
+def takes_values(command: click.Command) -> set[str]:
+    """The options of a command that need a value."""
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    return {name for each in options if not (each.is_flag or each.count) for name in each.opts}
+
+
 def check_call(words: list[str], *, is_complete: bool) -> None:
     """Walk down the subcommands, then let click parse the rest, without running anything."""
     command, rest = command_of(words[0]), words[1:]
@@ -83,6 +89,8 @@ def check_call(words: list[str], *, is_complete: bool) -> None:
         context = click.Context(command, info_name=command.name, parent=context)
     if isinstance(command, click.Group):
         return  # a family of commands that is only named
+    if not is_complete and rest and rest[-1] in takes_values(command):
+        rest = rest[:-1]  # the sentence is about the option
     try:
         command.make_context(command.name, list(rest), parent=context.parent)
     except click.UsageError as error:

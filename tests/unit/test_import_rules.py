@@ -35,7 +35,7 @@ ALLOWED_IMPORTS = {
     "repogen": ("reimzul.store",),
     "tosign": ("reimzul.store",),
     "admin": ("reimzul.history", "reimzul.store", "reimzul.plan"),
-    "pages": ("reimzul.history",),
+    "pages": ("reimzul.history", "reimzul.plan"),
 }
 #: The only modules that import a library: at most one in a package.
 LIBRARY_IMPORTERS = {

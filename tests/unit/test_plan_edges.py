@@ -142,6 +142,7 @@ def test_what_nobody_provides_is_listed() -> None:
     sources = [source("app", "lib-devel", "gcc", "old-devel >= 3", "(x or y)"), source("user", "gcc"), source("lib")]
     index = index_of(sources, listed("old-devel"))
     assert index.list_unprovided() == {"gcc": ["app", "user"], "old-devel >= 3": ["app"]}
+    assert index.list_names() == {"app", "app-devel", "user", "user-devel", "lib", "lib-devel", "old-devel"}
 
 
 # --- cycles

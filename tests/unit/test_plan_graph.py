@@ -74,6 +74,21 @@ def test_a_shortest_cycle_is_one_and_none_is_shorter(graph: Edges) -> None:
                 assert not all(need in graph[node] for node, need in zip(nodes, [*nodes[1:], nodes[0]]))
 
 
+@given(graphs)
+def test_every_node_that_needs_itself_in_the_end_is_in_a_cycle(graph: Edges) -> None:
+    found = {node for each in find_cycles(graph) for node in each}
+    assert found == {node for node in graph if node in find_reachable(graph, node)}
+
+
+def test_a_node_that_needs_itself_is_shorter_than_two_that_need_each_other() -> None:
+    assert find_shortest_cycle({"a": ["b", "c"], "b": ["a"], "c": ["a", "c"]}, "abc") == ["c"]
+
+
+def test_a_longer_cycle_that_is_found_later_does_not_replace_a_shorter_one() -> None:
+    graph = {"a": ["b", "c"], "b": ["a"], "c": ["a", "d"], "d": ["e"], "e": ["c"]}
+    assert len(find_shortest_cycle(graph, graph)) == 2
+
+
 def test_without_a_cycle_there_is_no_shortest() -> None:
     assert find_shortest_cycle({"a": ["b"], "b": []}, ["a", "b"]) == []
     assert find_cycles({"a": ["b"], "b": []}) == []
@@ -115,7 +130,11 @@ def test_the_longest_chain_is_the_longest_path(graph: Edges, seconds: Mapping[st
 
 def test_chains_of_a_cycle_are_refused() -> None:
     with pytest.raises(ValueError, match="without cycles"):
-        measure_chains({"a": ["b"], "b": ["a"]}, {"a": 1, "b": 1})
+        measure_chains({"a": ["b"], "b": ["a"], "c": ["a"], "d": ["c"]}, dict.fromkeys("abcd", 1))
+
+
+def test_the_most_urgent_of_those_that_need_nothing_come_first() -> None:
+    assert order_nodes({"a": [], "b": [], "c": []}, {}, {"a": 1, "b": 3, "c": 2}) == ["b", "c", "a"]
 
 
 def test_ranks_are_relative_to_the_longest_chain() -> None:

@@ -22,7 +22,7 @@ import click
 from reimzul.admin.output import print_json
 from reimzul.admin.setup import files, roles
 from reimzul.admin.setup.files import FileDiff, RootNeeded, System, unit_file
-from reimzul.admin.setup.roles import Plan, Step
+from reimzul.admin.setup.roles import RolePlan, Step
 from reimzul.core.errors import EXIT_USAGE, ReimzulError
 from reimzul.core.fs import file_lock
 from reimzul.core.process import output_of, run
@@ -96,7 +96,7 @@ def write_pending(lock: int, pending: Mapping[str, str]) -> None:
     os.ftruncate(lock, len(record))
 
 
-def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] = ()) -> SetupWork:
+def prepare(system: System, plan: RolePlan, lock: int | None, first: Iterable[Step] = ()) -> SetupWork:
     """Compare a plan with the host; `first` come before the steps of the units. Raises `ReimzulError`."""
     if not shutil.which("systemctl"):
         raise ReimzulError("systemctl is not here: a farm's hosts run systemd")
@@ -227,7 +227,7 @@ def _run_step(step: Step) -> None:
 # --- units and ports
 
 
-def _unit_steps(system: System, plan: Plan, affected: Mapping[str, str], reread: bool) -> Iterator[Step]:
+def _unit_steps(system: System, plan: RolePlan, affected: Mapping[str, str], reread: bool) -> Iterator[Step]:
     """Disable, enable, start, restart and reload units, where needed. `reread`: files of units have changed."""
     if system.running and reread:
         yield Step(argv=("systemctl", "daemon-reload"), description="reload systemd's units")

@@ -17,7 +17,7 @@ from reimzul.admin.setup import apply, ini, mqtt, psk, removal, roles, verify
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import RootNeeded, System
 from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
-from reimzul.admin.setup.roles import Plan, RoleOptions, Step
+from reimzul.admin.setup.roles import RoleOptions, RolePlan, Step
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import EXIT_FAILED, InputError
@@ -416,7 +416,7 @@ class _SetupRun:
         if needed and self.keys is None and sys.stdin.isatty():
             self.keys = psk.read_key_file("-")
 
-    def carry_out(self, plan: Plan, made: Mapping[str, str], bstore: str = "", first: Iterable[Step] = ()) -> None:
+    def carry_out(self, plan: RolePlan, made: Mapping[str, str], bstore: str = "", first: Iterable[Step] = ()) -> None:
         """Show the plan, or apply it. Keys that were made are printed as soon as their file is written."""
         work = apply.prepare(self.system, plan, self.lock, first)
         if self.lock is None:

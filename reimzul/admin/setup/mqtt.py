@@ -15,7 +15,7 @@ import attr
 
 from reimzul.admin.setup import ini
 from reimzul.admin.setup.files import FileSpec, System
-from reimzul.admin.setup.roles import Plan, current_setting, read_template
+from reimzul.admin.setup.roles import RolePlan, current_setting, read_template
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramFailed
@@ -50,7 +50,7 @@ class Certificate:
 
 def plan_broker(
     system: System, ordered: bool, listen: str | None, host: str | None, settings: ini.Settings
-) -> tuple[Plan, ini.Settings]:
+) -> tuple[RolePlan, ini.Settings]:
     """What mosquitto needs on the controller, if it is ordered now, or was set up before; and the settings to make.
 
     `listen` is an address other than loopback, `host` the name of this host that subscribers use. The `settings` a
@@ -58,12 +58,12 @@ def plan_broker(
     """
     present = system.text(CONFIGURATION)
     if not ordered and listen is None and present is None:
-        return Plan(), settings
+        return RolePlan(), settings
     found = re.search(r"^listener 8883 (\S+)$", present or "", re.MULTILINE)
     address = listen or (found[1] if found else "127.0.0.1")
     topic = settings.get(("mqtt", "topic")) or current_setting(system, "mqtt", "topic")
     files = (*_configuration(system, address, topic), *_certificate_files(system, host or ""))
-    plan = Plan(files=files, units=(UNIT,), ports=() if address in LOCAL else (PORT,))
+    plan = RolePlan(files=files, units=(UNIT,), ports=() if address in LOCAL else (PORT,))
     return plan, {**(_settings(system) if ordered or listen else {}), **settings}
 
 

@@ -63,7 +63,7 @@ _GIT_URL = re.compile(
 
 
 @attr.frozen(kw_only=True)
-class Plan:
+class RolePlan:
     """All that a role, or a change of keys, needs on this host."""
 
     files: tuple[FileSpec, ...] = ()
@@ -107,10 +107,10 @@ class RoleOptions:
     pages_port: int = 0  #: where the controller serves the farm's pages to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
     event_keys: str = ""  #: the text of the file of the keys of events; empty: it stays as it is
-    services: Plan = attr.field(factory=Plan)  #: what further services need: mosquitto
+    services: RolePlan = attr.field(factory=RolePlan)  #: what further services need: mosquitto
 
 
-def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
+def plan_role(role: str, system: System, options: RoleOptions) -> RolePlan:
     template, further = _INSTANCES.get(role, ""), options.services
     daemons = _role_units(role, options.instances)
     ours = (*daemons, *((PAGES_UNIT,) if options.pages_port else ()))
@@ -124,7 +124,7 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     )
     public = tuple(filter(None, (options.public_port, options.pages_port)))
     former = (current_port(system, path) for path in (PUBLIC, PAGES))
-    return Plan(
+    return RolePlan(
         files=files,
         units=(*_backends(role, system), *further.units, TUNNEL, *ours),
         unwanted=(*_conflicting_units(role, system), *surplus, *_ended_units(role, system, options)),
@@ -134,7 +134,7 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     )
 
 
-def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool = False) -> Plan:
+def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool = False) -> RolePlan:
     """A change of keys, on a host that is set up.
 
     With `new_own_key` the controller's way to the store changes too, without disturbing connections that are open.
@@ -147,7 +147,7 @@ def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool
     ours = _role_units(role, len(system.instances(_INSTANCES.get(role, "")))) if options.event_keys else ()
     if ours:
         files += (*_event_keys_file(options, ours), *_settings_file(system, options, ours))
-    return Plan(files=tuple(files), units=(TUNNEL, *ours), removed=removed)
+    return RolePlan(files=tuple(files), units=(TUNNEL, *ours), removed=removed)
 
 
 def list_units(role: str, system: System) -> list[str]:
