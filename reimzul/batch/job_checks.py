@@ -126,8 +126,10 @@ class JobChecker:
         batch = runner.batch
         if not self._pipeline.is_drained(runner.broker):
             return False
-        if batch.state.is_paused and not progress.is_forced and progress.state == MemberState.RELEASED:
-            batch.record([batch.entry_of(EntryKind.HELD, progress)])
+        if batch.state.is_paused and not progress.is_forced:
+            # a Building that arrived after its job was taken back is left: a check after the resume kicks the job
+            if progress.state == MemberState.RELEASED:
+                batch.record([batch.entry_of(EntryKind.HELD, progress)])
         elif progress.key not in batch.pending_kicks:
             log.info("batch %s: job %d of %s was still held", batch.id, progress.job, progress.key)
             runner.kick(progress)

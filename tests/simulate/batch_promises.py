@@ -23,7 +23,7 @@ _STATES = {
     MemberState.PUBLISHED: {"published"},
     MemberState.FAILED: {"failed"},
     MemberState.REJECTED: {"rejected"},
-    MemberState.CANCELLED: {"cancelled"},
+    MemberState.CANCELLED: {"cancelled", "published"},  #: an upload may be found after days
     MemberState.SKIPPED: {"cancelled", "failed", "rejected"},
 }
 

@@ -216,7 +216,9 @@ class Person:
             if other is job or is_held(other) or (its := self.request_of(other)) is None:
                 continue
             record = self.farm.records.history.get(leg_key(its.build_id, ARCH))
-            if its.srpm == request.srpm and not (record and record.is_over):  # another worker may still have it
+            is_over = record is not None and record.is_over  # another worker may still have its job
+            # a worker whose reservation has expired may have put the same build again
+            if its.srpm == request.srpm and its.build_id != request.build_id and not is_over:
                 self.wrong.append(f"{request.srpm}: job {job.id} was released beside job {other.id}, {other.state}")
         progress = self.state.find_member(request.build_id)
         if self.state.is_paused and progress is not None and not progress.is_forced:
