@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
@@ -139,7 +140,8 @@ def command(
     if as_json:
         print_json([record.to_output() for record in lookup.add_links(settings, found[:limit])])
     elif found or batches:
-        rows = sorted([*((each.timestamp, _row(each)) for each in found[:limit]), *batches], reverse=True)
+        dated = [*((each.timestamp, _row(each)) for each in found[:limit]), *batches]
+        rows = sorted(dated, key=operator.itemgetter(0), reverse=True)
         print_table(_TABLE, [row for _, row in rows[:limit]], columns=columns, wide=wide)
     elif has_history:
         print_none_found("build")

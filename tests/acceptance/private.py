@@ -57,8 +57,10 @@ class PrivateMachine:
     def run(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a bash script, in the checkout, as root."""
         binds = [shlex.join(["mount", "--bind", str(self.inside(path)), path]) for path in REPLACED]
-        # into the checkout first: it may lie in a folder that is then replaced
-        whole = "\n".join(["set -e", f"cd {shlex.quote(str(self.checkout))}", *binds, script])
+        checkout = shlex.quote(str(self.checkout))
+        # into the checkout first, and back: it may lie in a folder that is replaced
+        back = f"mkdir -p {checkout}; mount --bind . {checkout}; cd {checkout}"
+        whole = "\n".join(["set -e", f"cd {checkout}", *binds, back, script])
         namespace = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
         path = f"{self.state / 'bin'}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return subprocess.run(

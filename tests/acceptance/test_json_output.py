@@ -124,14 +124,33 @@ def _check_the_hosts(day: JsonDay) -> None:
             day.printed["setup"].append(host.done("controller", *words, "--json"))
 
 
+def _build_a_batch(day: JsonDay) -> None:
+    sources = day.folder / "batch"
+    for name in ("first", "second"):
+        srpms.make_srpm(sources, name, srpms.noarch(name))
+    about = ("--batch", str(sources), "-a", day.farm.arch, "-t", TARGET, "-d", ".demo")
+    day.run("reimzul-submit", *about, "--plan")
+    batch: str = day.run("reimzul-submit", *about)["batch"]
+    day.run("batch", "pause", batch)
+    day.run("batch", "resume", batch)
+    day.run("batch", "watch", batch)
+    assert {each["state"] for each in day.run("batch", "show", batch)["members"]} == {"published"}
+    day.run("batch", "list")
+    day.run("batch", "settle", batch)
+
+
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What each command has printed in the course of a day, by schema."""
     folder = tmp_path_factory.mktemp("json")
     with Farm(folder / "state", targets=(TARGET,)) as farm:
         day = JsonDay(farm, folder)
-        for step in (_build_some, _look_at_running_builds, _bury_a_job, _change_the_store, _check_the_hosts):
-            step(day)
+        _build_some(day)
+        _look_at_running_builds(day)
+        _bury_a_job(day)
+        _change_the_store(day)
+        _check_the_hosts(day)
+        _build_a_batch(day)
     return day.printed
 
 

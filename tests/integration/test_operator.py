@@ -117,7 +117,7 @@ def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: 
     assert (tubes["x86_64"]["reserved"], tubes["x86_64"]["watchers"], tubes["x86_64"]["unwatched"]) == (1, 1, False)
     assert (tubes["aarch64"]["ready"], tubes["aarch64"]["unwatched"]) == (1, True)
     lines = {line.split("\t")[0]: line for line in reimzul("queues").stdout.splitlines()}
-    assert lines["aarch64"] == "aarch64\t1\t0\t0\t0\t0\tnobody watches it"
+    assert lines["aarch64"] == "aarch64\t1\t0\t0\t0\t0\t0\tnobody watches it"
     assert "nobody" not in lines["x86_64"]
     claim.delete()
 
@@ -129,7 +129,7 @@ def test_queues_show_what_sinks_lack(ini: Path, tmp_path: Path) -> None:
     write_pending(outbox, "mqtt", 40, 1_763_800_000.0, 1_763_800_060.0)
     *tubes, pending = reimzul("queues").stdout.splitlines()
     assert pending == "pending for mqtt\t40\t2025-11-22 08:26:40Z\t2025-11-22 08:27:40Z"
-    assert all(line.count("\t") == 6 for line in tubes)
+    assert all(line.count("\t") == 7 for line in tubes)
     (row,) = json.loads(reimzul("queues", "--json").stdout)["pending"]
     assert row.pop("at").startswith(time.strftime("%Y-", time.gmtime()))
     when = {"oldest": "2025-11-22T08:26:40Z", "next_try": "2025-11-22T08:27:40Z"}

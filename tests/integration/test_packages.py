@@ -177,7 +177,7 @@ def test_units_and_templates_name_what_the_packages_install(root: Path) -> None:
     texts = {path: path.read_text() for path in (root / "usr/lib/systemd/system").iterdir()}
     programs = {path: re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE) for path, text in texts.items()}
     started = [program for found in programs.values() for program in found]
-    assert len(started) == 7
+    assert len(started) == 8
     for program in started:
         assert program.startswith("/usr/bin/")
         assert os.access(root / program[1:], os.X_OK), program
