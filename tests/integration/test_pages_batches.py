@@ -49,6 +49,12 @@ def _build_page(stand: PagesStand, build_id: str) -> str:
     return f"builds/{build_id[:2]}/{build_id}.html"
 
 
+def _check_links(stand: PagesStand) -> None:
+    for path in stand.pages.rglob("*.html"):
+        for href in re.findall(r'href="([^"#?/][^"#?]*)["#?]', path.read_text()):
+            assert (path.parent / href).resolve().exists(), f"{path}: {href}"
+
+
 # --- what they show
 
 
@@ -104,6 +110,7 @@ def test_batches_are_listed_with_the_newest_first_and_unfinished_ones_on_the_fir
     ]  # fmt: skip
     assert [each["batch"] for each in _read(stand, "index.json")["batches"]] == [RUNNING, RESTING]
     assert f'href="./batches/{RUNNING}.html"' in (stand.pages / "index.html").read_text()
+    _check_links(stand)
 
 
 def test_a_long_list_of_batches_is_cut(stand: PagesStand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +191,7 @@ def test_a_batch_whose_files_are_gone_loses_its_pages(stand: PagesStand) -> None
     assert list(stand.pages.glob("batches/*")) == []
     assert _read(stand, "batches.json")["batches"] == _read(stand, "index.json")["batches"] == []
     build_id = running.state.members[key("six")].build_id
+    _check_links(stand)
     assert "batches/" not in (stand.pages / _build_page(stand, build_id)).read_text()
 
 
