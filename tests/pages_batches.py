@@ -23,7 +23,7 @@ _RESULTS = {
 }
 
 
-def add_batch(stand: PagesStand, batch: str, *members: Member, ago: float = 3600.0, **more: Any) -> ScriptedBatch:
+def add_batch(stand: PagesStand, batch: str, *members: Member, ago: float = 9000.0, **more: Any) -> ScriptedBatch:
     """Submit a batch; all its builds are put."""
     plan = make_plan(members, batch, created=time.time() - ago, **more)
     scripted = ScriptedBatch(plan, stand.incoming)

@@ -22,7 +22,15 @@ from reimzul.plan.batches import BatchSummary, summarize
 from reimzul.plan.members import TreeLine, describe_member, sort_members, walk_tree
 from reimzul.plan.overview import BatchPhase
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
-from reimzul.plan.view import BatchView, count_builders, describe_phase, make_view, summary_to_dict, view_to_dict
+from reimzul.plan.view import (
+    BatchView,
+    count_builders,
+    describe_phase,
+    describe_progress,
+    make_view,
+    summary_to_dict,
+    view_to_dict,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +88,8 @@ def _render_own_page(sources: PageSources, state: BatchState) -> Rendered:
         phase=overview.find_phase(state),
         message=describe_phase(state),
         summary=summarize(state),
+        done=describe_progress(state),
+        targets=sources.index.list_names("target"),
         progress=describe_shares(summarize(state)),
         linked=linked,
         chain=[state.members[key] for key in view.outlook.chain[:_MAX_CHAIN]],

@@ -26,7 +26,7 @@ from reimzul.history.workers import WorkerStore
 from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
-from reimzul.pages.follower import BatchFileFollower, HeartbeatFollower, HistoryFollower
+from reimzul.pages.follower import BatchFilesFollower, HeartbeatFollower, HistoryFollower
 from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, remove_index
 from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
@@ -115,7 +115,7 @@ class PagesDaemon:
                     batches=BatchReader(self._settings.incoming.folder),
                     url=self._settings.pages.url,
                 )
-                self._batch_follower = BatchFileFollower(index, self.sources.batches)
+                self._batch_follower = BatchFilesFollower(index, self.sources.batches)
                 self._history_follower = HistoryFollower(index)
                 workers = WorkerStore(self._settings.notifier.presence)
                 self._heartbeats = HeartbeatFollower(index, workers.load_all)

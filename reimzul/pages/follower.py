@@ -138,7 +138,7 @@ class HeartbeatFollower:
                 self._index.mark_due("builder", host, PAGE_KINDS["builder"].delay, PAGE_KINDS["builder"].pause)
 
 
-class BatchFileFollower:
+class BatchFilesFollower:
     """Notes which batches' files have changed."""
 
     def __init__(self, index: PageIndex, reader: BatchReader) -> None:

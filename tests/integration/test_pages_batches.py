@@ -49,6 +49,12 @@ def _build_page(stand: PagesStand, build_id: str) -> str:
     return f"builds/{build_id[:2]}/{build_id}.html"
 
 
+def _check_links(stand: PagesStand) -> None:
+    for path in stand.pages.rglob("*.html"):
+        for href in re.findall(r'href="([^"#?/][^"#?]*)["#?]', path.read_text()):
+            assert (path.parent / href).resolve().exists(), f"{path}: {href}"
+
+
 # --- what they show
 
 
@@ -104,6 +110,7 @@ def test_batches_are_listed_with_the_newest_first_and_unfinished_ones_on_the_fir
     ]  # fmt: skip
     assert [each["batch"] for each in _read(stand, "index.json")["batches"]] == [RUNNING, RESTING]
     assert f'href="./batches/{RUNNING}.html"' in (stand.pages / "index.html").read_text()
+    _check_links(stand)
 
 
 def test_a_long_list_of_batches_is_cut(stand: PagesStand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,15 +130,25 @@ def test_a_long_list_of_batches_is_cut(stand: PagesStand, monkeypatch: pytest.Mo
 
 
 def test_a_build_and_its_batch_link_each_other_whichever_is_known_first(stand: PagesStand) -> None:
+    stand.start_nginx_without_pages()  # a page that waits for its files would be rendered again anyway
     batch = add_batch(stand, RUNNING, member("gcc"))
+    batch.build(key("gcc"))
+    batch.finish()
     stand.render()
     build_id = batch.state.members[key("gcc")].build_id
     assert build_id not in _html(stand, RUNNING)
-    batch.build(key("gcc"))
     record_builds(stand, batch)
     stand.render()
+    link = f'href="../../batches/{RUNNING}.html"'
     assert f"{build_id}.html" in _html(stand, RUNNING)
-    assert f'href="../../batches/{RUNNING}.html"' in (stand.pages / _build_page(stand, build_id)).read_text()
+    assert link in (stand.pages / _build_page(stand, build_id)).read_text()
+    plan = plan_path(stand.incoming, RUNNING)
+    plan.rename(stand.folder / "plan")
+    stand.render()
+    assert link not in (stand.pages / _build_page(stand, build_id)).read_text()
+    (stand.folder / "plan").rename(plan)
+    stand.render()
+    assert link in (stand.pages / _build_page(stand, build_id)).read_text()
 
 
 # --- when they are rendered
@@ -139,15 +156,14 @@ def test_a_build_and_its_batch_link_each_other_whichever_is_known_first(stand: P
 
 def test_a_batch_is_rendered_when_its_journal_grows_and_no_more_when_it_is_over(stand: PagesStand) -> None:
     batch = add_batch(stand, RUNNING, member("gcc"), member("qt", "gcc"))
+    batch.order(OrderKind.PAUSE, why="the night")  # one that runs is rendered again anyway
     with stand.daemon() as daemon:
         stand.render(daemon)
         assert _read(stand, f"batches/{RUNNING}.json")["good"] == 0
+        assert "pause by johnny: the night" in _html(stand, RUNNING)
         batch.build(key("gcc"))
         stand.render(daemon)
         assert _read(stand, f"batches/{RUNNING}.json")["good"] == 1
-        batch.order(OrderKind.PAUSE, why="the night")
-        stand.render(daemon)
-        assert "pause by johnny: the night" in _html(stand, RUNNING)
         batch.order(OrderKind.RESUME)
         batch.build(key("qt"))
         batch.finish()
@@ -189,6 +205,7 @@ def test_a_batch_whose_files_are_gone_loses_its_pages(stand: PagesStand) -> None
     assert list(stand.pages.glob("batches/*")) == []
     assert _read(stand, "batches.json")["batches"] == _read(stand, "index.json")["batches"] == []
     build_id = running.state.members[key("six")].build_id
+    _check_links(stand)
     assert "batches/" not in (stand.pages / _build_page(stand, build_id)).read_text()
 
 
