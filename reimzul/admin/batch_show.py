@@ -21,7 +21,8 @@ from reimzul.history import NoHistory
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchSummary, summarize
 from reimzul.plan.overview import BatchPhase, Outlook
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 F = TypeVar("F", bound=Callable[..., Any])
 

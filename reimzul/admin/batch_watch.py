@@ -20,7 +20,8 @@ from reimzul.core.settings import Settings
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
 from reimzul.plan.overview import BatchPhase
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 #: Seconds between two looks at the journal.
 _POLL_SECONDS = 1.0

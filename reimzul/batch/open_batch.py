@@ -16,7 +16,8 @@ from reimzul.core.message import Status
 from reimzul.plan.announcements import find_announcements
 from reimzul.plan.document import Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import Entry, EntryKind, Journal, read_journal
-from reimzul.plan.state import BatchState, MemberProgress
+from reimzul.plan.progress import MemberProgress
+from reimzul.plan.state import BatchState
 
 
 class OpenBatch:
@@ -103,7 +104,9 @@ class OpenBatch:
         self.changed_at = time.monotonic()
 
     def entry_of(self, kind: str, progress: MemberProgress, **more: Any) -> Entry:
-        return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": time.time(), **more}
+        """An entry that is later than all events of the member's build, even if a builder's clock is ahead."""
+        at = max(time.time(), progress.at + 0.001)
+        return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": at, **more}
 
     def find_news(self) -> list[BatchEvent]:
         """The events that people are to be notified of since the last change; asked once a change."""
