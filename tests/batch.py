@@ -41,7 +41,7 @@ from tests.waiting import until
 
 PROGRAM = Path(sys.executable).parent / "reimzul-batch"
 BATCH_ID, ARCH, TARGET = "5f0c12ab", "x86_64", "c9s"
-#: What a fake builder does with a build: Published, Failed, or a list of what it misses.
+#: What a fake builder does with a build: Published, Failed, or a list of what it misses; or one of these for each arch.
 Outcome = Any
 
 
@@ -188,6 +188,8 @@ class FakeFarm:
         self.began_after: dict[str, set[str]] = {}  #: what was published when a build began
         self.published: set[str] = set()
         self.before_hold: Callable[[], object] = lambda: None  #: what a builder waits for before it holds a job
+        self.faults: list[str] = []
+        self.clock_ahead = 0.0  #: seconds that the builders' clocks are ahead
         self._tube = tube
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -253,31 +255,37 @@ class FakeFarm:
         name = request.srpm.rpartition("-")[0].rpartition("-")[0]
         self.started.append(name)
         self.began_after[name] = set(self.published)
-        attempt = new_attempt()
-        self._announce(broker, request, Status.BUILDING, attempt=attempt)
         waiting = self.outcomes[name]
-        self._finish(broker, job, name, attempt, waiting.pop(0) if waiting else Status.PUBLISHED)
+        outcome = waiting.pop(0) if waiting else Status.PUBLISHED
+        self._finish(broker, job, name, outcome if isinstance(outcome, dict) else {request.arch: outcome})
 
     def _finish(
-        self, broker: Broker, job: ReservedJob[BuildRequest], name: str, attempt: str, outcome: Outcome
+        self, broker: Broker, job: ReservedJob[BuildRequest], name: str, outcomes: Mapping[str, Outcome]
     ) -> None:
-        request = job.message
-        if isinstance(outcome, list):
-            self._announce(
-                broker, request, Status.QUEUED, attempt=attempt, held=True, missing=tuple(outcome), job=job.id
-            )
+        request, attempt = job.message, new_attempt()
+        for arch in outcomes:
+            self._announce(broker, request, Status.BUILDING, attempt=attempt, arch=arch)
+        missing = {arch: tuple(outcome) for arch, outcome in outcomes.items() if isinstance(outcome, list)}
+        for arch in outcomes.keys() - missing.keys():
+            self._announce_result(broker, request, name, outcomes[arch], attempt=attempt, arch=arch)
+        for arch, lacking in missing.items():
+            about = {"attempt": attempt, "arch": arch, "at": time.time() + self.clock_ahead}
+            self._announce(broker, request, Status.QUEUED, held=True, missing=lacking, job=job.id, **about)
+        if missing:
             self._pass_on_now(broker)
             self.before_hold()
             job.release(HELD_SECONDS)
-            return
+        else:
+            job.delete()
+
+    def _announce_result(self, broker: Broker, request: BuildRequest, name: str, outcome: str, **about: Any) -> None:
         if outcome == Status.PUBLISHED:
-            self._announce(broker, request, Status.SUCCESS, attempt=attempt)
+            self._announce(broker, request, Status.SUCCESS, **about)
             if not request.scratch:
-                self._announce(broker, request, Status.PUBLISHED, attempt=attempt)
+                self._announce(broker, request, Status.PUBLISHED, **about)
                 self.published.add(name)
         else:
-            self._announce(broker, request, outcome, attempt=attempt, reason=f"{name} does not compile")
-        job.delete()
+            self._announce(broker, request, outcome, reason=f"{name} does not compile", **about)
 
     def _pass_on_now(self, builder: Broker) -> None:
         """Let reimzul-batch have the news before the builder holds its job, as on a busy farm."""

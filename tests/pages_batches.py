@@ -9,7 +9,7 @@ from typing import Any
 from reimzul.core.batch_message import OrderKind
 from reimzul.core.message import Status
 from reimzul.plan.document import Member
-from reimzul.plan.state import MemberState
+from reimzul.plan.progress import MemberState
 from tests.batches import ScriptedBatch, key, make_plan, member
 from tests.events import event
 from tests.pages_stand import PagesStand

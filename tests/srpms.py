@@ -28,25 +28,27 @@ def make_srpm(folder: Path, name: str, spec: str, sources: Mapping[str, bytes] =
     return Path(found[1])
 
 
-def make_rpm(folder: Path, name: str, spec: str) -> Path:
-    """Make a binary package: the only one of its spec, or the first."""
-    return make_rpms(folder, name, spec)[0]
+def make_rpm(folder: Path, name: str, spec: str, arch: str = "") -> Path:
+    """Make a binary package: the only one of its spec, or the first; by default for this machine's arch."""
+    return make_rpms(folder, name, spec, arch=arch)[0]
 
 
-def make_rpms(folder: Path, name: str, spec: str, *, stage: str = "-bb", dist: str = "%{nil}") -> list[Path]:
+def make_rpms(
+    folder: Path, name: str, spec: str, *, stage: str = "-bb", dist: str = "%{nil}", arch: str = ""
+) -> list[Path]:
     """Make all binary packages of a spec, with `-ba` its source rpm too; a source called `data` is there."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="srpm-") as top:
         (Path(top) / "data").write_bytes(b"x")
         path = Path(top) / f"{name}.spec"
         path.write_text(spec)
-        said = _rpmbuild(stage, path, top, folder, dist)
+        said = _rpmbuild(stage, path, top, folder, dist, arch)
     found = re.findall(r"^Wrote: (.+\.rpm)$", said, re.MULTILINE)
     assert found, said
     return [Path(each) for each in found]
 
 
-def _rpmbuild(stage: str, spec: Path, top: str, folder: Path, dist: str = "%{nil}") -> str:
+def _rpmbuild(stage: str, spec: Path, top: str, folder: Path, dist: str = "%{nil}", arch: str = "") -> str:
     macros = {
         "_topdir": top, "_sourcedir": top, "_tmppath": top, "_dbpath": f"{top}/db",
         "_srcrpmdir": folder, "_rpmdir": folder, "dist": dist,
@@ -54,7 +56,7 @@ def _rpmbuild(stage: str, spec: Path, top: str, folder: Path, dist: str = "%{nil
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     environment = {"PATH": "/usr/bin:/bin", "HOME": top}
     done = subprocess.run(
-        ["rpmbuild", stage, "--nodeps", *defines, spec],
+        ["rpmbuild", stage, "--nodeps", *(["--target", arch] if arch else []), *defines, spec],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

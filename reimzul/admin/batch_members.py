@@ -10,7 +10,8 @@ from reimzul.core.formatting import pluralize
 from reimzul.history import BuildRecord
 from reimzul.plan import overview
 from reimzul.plan.members import count_blocked, describe_held, describe_member, describe_wait, walk_tree
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 MEMBER_TABLE = Table(("MEMBER", "STATE", "BUILD", "BEHIND", "WHY"), dispensable=("BUILD", "BEHIND"))
 

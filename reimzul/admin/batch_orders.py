@@ -26,7 +26,8 @@ from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
 from reimzul.plan.members import describe_missing, describe_wait
 from reimzul.plan.overview import BatchPhase
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 #: Members that one order names at most, and bytes of their keys: an order has to fit into a job.
 _MAX_ORDER_MEMBERS, _MAX_ORDER_BYTES = 2_000, 50_000

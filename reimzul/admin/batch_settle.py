@@ -30,8 +30,9 @@ from reimzul.plan import overview
 from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.batches import BatchFiles
 from reimzul.plan.overview import BatchPhase
+from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.staleness import InstalledPackage, PublishedPackages, find_last_pass, parse_installed
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 _LOG = "installed_pkgs.log"
 #: The largest log that is read: some 100 bytes are about one package.

@@ -20,7 +20,8 @@ from reimzul.plan import overview
 from reimzul.plan.batches import BatchSummary
 from reimzul.plan.members import sort_members
 from reimzul.plan.overview import BatchPhase, Outlook
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 from reimzul.plan.view import BatchView, describe_phase, describe_progress, make_view, summary_to_dict, view_to_dict
 
 F = TypeVar("F", bound=Callable[..., Any])

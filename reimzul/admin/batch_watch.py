@@ -21,7 +21,8 @@ from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
 from reimzul.plan.members import describe_member, sort_members
 from reimzul.plan.overview import BatchPhase
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 from reimzul.plan.view import describe_phase, describe_progress
 
 #: Seconds between two looks at the journal.

@@ -27,7 +27,7 @@ from reimzul.core.message import BuildRequest, Status
 from reimzul.core.validators import TIMESTAMP_FORMAT
 from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
 from reimzul.plan.journal import Entry, EntryKind
-from reimzul.plan.state import MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,12 @@ class ActionRunner:
         self.batch.journal.sync()
 
     def _note_put(self, progress: MemberProgress, request: BuildRequest, job: int) -> None:
-        self.announce_held(progress, request, job)
+        self.announce_held(progress, request, request.announced_arches, job)
         note = {"build": request.build_id, "job": job, "count": progress.count, "disttag": request.disttag}
         self.batch.record([{**self.batch.entry_of(EntryKind.PUT, progress), **note}], sync=False)
         self.batch.is_put_in_doubt = False
 
-    def announce_held(self, progress: MemberProgress, request: BuildRequest, job: int) -> None:
+    def announce_held(self, progress: MemberProgress, request: BuildRequest, arches: Iterable[str], job: int) -> None:
         member = progress.member
         needs = [self.state.members[each].member.name for each in self.state.unmet_needs(progress.key)]
         more = f" and {len(needs) - _MAX_NAMED_NEEDS} more" if len(needs) > _MAX_NAMED_NEEDS else ""
@@ -96,8 +96,8 @@ class ActionRunner:
         reason = f"held for batch {self.batch.id}: job {job} of tube {member.tube}"
         priority = self.state.plan.priority + member.rank
         jobs.announce_queued(
-            self.broker, request, job, priority, member.tube, held=True, reason=reason, waits_for=waits_for,
-            **name_package(progress),
+            self.broker, request, arches, job, priority, member.tube, held=True, reason=reason, waits_for=waits_for,
+            at=next_event_time(progress), **name_package(progress),
         )  # fmt: skip
 
     def _note_unnoted(self) -> None:
@@ -152,9 +152,10 @@ class ActionRunner:
         with contextlib.suppress(ReservationLost):  # it is ready already
             self.broker.kick(progress.job)
         reason = progress.stale or f"released: job {progress.job} of tube {progress.member.tube}"
+        arches = progress.list_unfinished(found.request.announced_arches)
         jobs.announce_queued(
-            self.broker, found.request, progress.job, found.stats.priority, progress.member.tube, held=False,
-            reason=reason, **name_package(progress),
+            self.broker, found.request, arches, progress.job, found.stats.priority, progress.member.tube, held=False,
+            reason=reason, at=next_event_time(progress), **name_package(progress),
         )  # fmt: skip
 
     def _take_back(self, keys: Iterable[str]) -> None:
@@ -162,7 +163,8 @@ class ActionRunner:
         for key in keys:
             progress = self.state.members[key]
             if (found := self.hold_again(progress)) is not None:
-                self.announce_held(progress, found.request, progress.job)
+                arches = progress.list_unfinished(found.request.announced_arches)
+                self.announce_held(progress, found.request, arches, progress.job)
                 taken.append(self.batch.entry_of(EntryKind.HELD, progress))
         self.batch.record(taken)
 
@@ -201,21 +203,20 @@ class ActionRunner:
             self.complete_end(progress)
 
     def complete_end(self, progress: MemberProgress) -> None:
-        """Announce the end of a member that was ended here, and delete its job."""
+        """Announce the end of the legs that were ended here, and delete the job."""
         found = jobs.find_job(self.broker, progress.job, progress.build_id)
         if found is None:
             return
-        status = Status.FAILED if progress.state == MemberState.FAILED else Status.CANCELLED
-        self._announce_end(progress, found.request, status, progress.reason, progress.at)
+        if self.batch.pending_deletes.get(progress.job) != progress.build_id:  # else it was announced already
+            self._announce_end(progress, found.request)
         self.batch.pending_deletes[progress.job] = progress.build_id
         self.delete_pending()
 
-    def _announce_end(
-        self, progress: MemberProgress, request: BuildRequest, status: str, reason: str, at: float
-    ) -> None:
-        ended = {*progress.legs, *progress.followers}
-        arches = self.batch.announced_arches[request.build_id] - ended
-        jobs.announce_end(self.broker, request, status, reason, at, arches=arches, about=name_package(progress))
+    def _announce_end(self, progress: MemberProgress, request: BuildRequest) -> None:
+        state, at = progress.end_state or progress.state, progress.ended_at or progress.at
+        status = Status.CANCELLED if state in (MemberState.CANCELLED, MemberState.SKIPPED) else Status.FAILED
+        arches = dict.fromkeys([*progress.ended_legs, *progress.list_unfinished(request.announced_arches)])
+        jobs.announce_end(self.broker, request, arches, status, progress.reason, at, name_package(progress))
 
     def delete_pending(self) -> None:
         """Delete the jobs of ended builds, and keep in mind those that a builder still holds."""
@@ -228,12 +229,14 @@ class ActionRunner:
     def cancel_replaced(self, changed: Iterable[MemberProgress]) -> None:
         """Cancel the builds of members that another plan replaces, before that plan counts."""
         for progress in changed:
-            if not progress.is_put or self.state.is_ended(progress):
+            if not progress.is_put or (self.state.is_ended(progress) and not progress.open_followers):
                 continue
             reason = "replaced by another source rpm"
             if (found := self.hold_again(progress)) is not None:
-                at = time.time()
-                self._announce_end(progress, found.request, Status.CANCELLED, reason, at)
+                arches = progress.list_unfinished(found.request.announced_arches)
+                jobs.announce_end(
+                    self.broker, found.request, arches, Status.CANCELLED, reason, time.time(), name_package(progress)
+                )
                 with contextlib.suppress(ReservationLost):
                     self.broker.delete(progress.job)
             else:
@@ -286,6 +289,11 @@ def make_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
         batch=batch.id,
         bconds=member.bconds,
     )
+
+
+def next_event_time(progress: MemberProgress) -> float:
+    """The time of an event that is to be the newest of its build, even if a builder's clock is ahead."""
+    return round(max(time.time(), progress.at + 0.001), 3)
 
 
 def name_package(progress: MemberProgress) -> dict[str, str]:

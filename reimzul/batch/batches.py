@@ -19,7 +19,8 @@ from reimzul.core.message import BuildEvent
 from reimzul.plan.batches import read_announced_end
 from reimzul.plan.document import FOLDER, journal_path, plan_path
 from reimzul.plan.journal import Entry, EntryKind, Journal
-from reimzul.plan.state import BatchState, MemberProgress, event_entry
+from reimzul.plan.progress import MemberProgress
+from reimzul.plan.state import BatchState, event_entry
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
 from reimzul.plan.announcements import announced_entry
 from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.journal import Entry
-from reimzul.plan.state import MemberState
+from reimzul.plan.progress import MemberState
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class BatchDaemon(Daemon[BatchMessage]):
             for each in waiting:
                 if reading is None or each.member.target != target:
                     continue
-                if reading.provides_all(each.missing):
+                if reading.provides_to_legs(each.missing_by_leg, each.member.legs, self.batches.arches):
                     provided.add(each.key)
                 elif reading.began > max(state.last_published_at, batch.publication_noted_at):
                     unprovided.add(each.key)

@@ -25,7 +25,8 @@ from reimzul.core.pending import read_pending
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
 from reimzul.plan.journal import EntryKind
-from reimzul.plan.state import MemberProgress, MemberState, event_entry
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import event_entry
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class JobChecker:
         """Check one member's job; return False if that has to be repeated soon."""
         batch, job = runner.batch, progress.job
         found = jobs.find_job(runner.broker, job, progress.build_id)
-        if batch.state.is_ended(progress):
+        if batch.state.is_ended(progress) and not progress.open_followers:
             if found is not None and found.stats.is_held:
                 runner.complete_end(progress)
             return True
@@ -117,7 +118,7 @@ class JobChecker:
             reason = f"its job {job} was refused: `reimzul kick {job}` has it tried again"
             ended = batch.entry_of(EntryKind.ENDED, progress, state=MemberState.FAILED, reason=reason)
             batch.record([ended])
-        elif found.stats.is_held and progress.state in MemberState.RUNNING:
+        elif found.stats.is_held and _is_running(progress):
             return self._check_held(runner, progress)
         return True
 
@@ -136,7 +137,10 @@ class JobChecker:
         return True
 
     def _check_missing(self, runner: ActionRunner, progress: MemberProgress) -> None:
-        """Look for the result of a build whose job is gone; without one, put it again."""
+        """Look for the result of a build whose job is gone; without one, put it again.
+
+        If the required legs have a result, a follower without one ends as failed instead: it holds up nobody.
+        """
         batch, build_id = runner.batch, progress.build_id
         since = batch.missing_since.setdefault(build_id, time.monotonic())
         if time.monotonic() - since < CHECK_SECONDS or not self._pipeline.is_drained(runner.broker, of_uploads=True):
@@ -144,8 +148,13 @@ class JobChecker:
         results = self._pipeline.find_results(build_id)
         if results is None:
             return
-        if results:
-            batch.record([event_entry(event_of_record(each), time.time()) for each in results])
+        known = progress.results
+        batch.record([event_entry(event_of_record(each), time.time()) for each in results])
+        if progress.results != known:
+            return
+        if progress.result:
+            reason = f"its job {progress.job} is gone, and has left no result"
+            batch.record([batch.entry_of(EntryKind.ENDED, progress, state=MemberState.FAILED, reason=reason)])
         else:
             put_again(runner, progress)
 
@@ -163,16 +172,22 @@ def put_again(runner: ActionRunner, progress: MemberProgress) -> None:
         batch.record([ended])
         return
     log.warning("batch %s: job %d of %s was lost; put again as job %d", batch.id, progress.job, progress.key, job)
-    runner.announce_held(progress, request, job)
+    runner.announce_held(progress, request, progress.list_unfinished(request.announced_arches), job)
     batch.record([{**batch.entry_of(EntryKind.PUT_AGAIN, progress), "job": job}])
 
 
 def _members_to_check(batch: OpenBatch, *, everything: bool) -> Iterator[MemberProgress]:
     """The members that should have a job: a builder's result ends that."""
     for progress in batch.state.members.values():
-        has_result = progress.state == MemberState.BUILT or (batch.state.is_ended(progress) and progress.legs)
-        if progress.is_put and not has_result and (everything or progress.state in MemberState.RUNNING):
+        has_ended = batch.state.is_ended(progress) and progress.legs and not progress.end_state
+        has_result = not progress.open_followers and (progress.state == MemberState.BUILT or has_ended)
+        if progress.is_put and not has_result and (everything or _is_running(progress)):
             yield progress
+
+
+def _is_running(progress: MemberProgress) -> bool:
+    """Whether a builder may have its job, or is about to get it."""
+    return progress.state in MemberState.RUNNING or bool(progress.open_followers)
 
 
 def event_of_record(record: BuildRecord) -> BuildEvent:

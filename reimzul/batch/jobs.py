@@ -67,28 +67,26 @@ def find_jobs(
     return found
 
 
-def announce_queued(broker: Broker, request: BuildRequest, job: int, priority: int, tube: str, **more: Any) -> None:
-    """Announce that a job is held or released, for each arch that its request was announced for."""
-    for arch in request.announced_arches:
+def announce_queued(
+    broker: Broker, request: BuildRequest, arches: Iterable[str], job: int, priority: int, tube: str, **more: Any
+) -> None:
+    """Announce that a job is held or released, for each arch that it is to be built for."""
+    for arch in arches:
         broker.announce(event_for(request, Status.QUEUED, arch=arch, tube=tube, job=job, priority=priority, **more))
 
 
 def announce_end(
     broker: Broker,
     request: BuildRequest,
+    arches: Iterable[str],
     status: str,
     reason: str,
     at: float,
-    *,
-    arches: Iterable[str] = (),
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Announce the end of a build that no builder has ended. Announced again it is the same attempt.
-
-    `arches` are further ones: builders may have announced that arches which follow wait too.
-    """
+    """Announce the end of legs that no builder has ended. Announced again it is the same attempt."""
     attempt = f"{int(at)}-{request.build_id[:8]}"
-    for arch in sorted({*request.announced_arches, *arches}):
+    for arch in arches:
         broker.announce(event_for(request, status, arch=arch, attempt=attempt, reason=reason, **(about or {})))
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from reimzul.core.message import Status
 from reimzul.plan.announcements import find_announcements
 from reimzul.plan.document import Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import Entry, EntryKind, Journal, read_journal
-from reimzul.plan.state import BatchState, MemberProgress
+from reimzul.plan.progress import MemberProgress
+from reimzul.plan.state import BatchState
 
 
 class OpenBatch:
@@ -35,8 +35,6 @@ class OpenBatch:
         self.pending_kicks: dict[str, str] = {}
         #: jobs of ended members that a builder still held
         self.pending_deletes: dict[int, str] = {}
-        #: the arches that events were announced for, by build: those that follow too
-        self.announced_arches: defaultdict[str, set[str]] = defaultdict(set)
         #: when a job was first found missing, by build
         self.missing_since: dict[str, float] = {}
         #: when the last publication was noted, or everything before it was read, by this host's clock
@@ -103,16 +101,15 @@ class OpenBatch:
         if entry["kind"] in (EntryKind.ACCEPTED, EntryKind.PUT, EntryKind.PUT_AGAIN):
             job = int(entry["job"])
             self.first_job, self.last_job = min(self.first_job or job, job), max(self.last_job, job)
-        elif entry["kind"] == EntryKind.EVENT:
-            event = entry["event"]
-            self.announced_arches[event["build_id"]].add(event["arch"])
-            if event["status"] == Status.PUBLISHED:
-                self.publication_noted_at = time.time()
+        elif entry["kind"] == EntryKind.EVENT and entry["event"]["status"] == Status.PUBLISHED:
+            self.publication_noted_at = time.time()
         self.state.apply(entry)
         self.changed_at = time.monotonic()
 
     def entry_of(self, kind: str, progress: MemberProgress, **more: Any) -> Entry:
-        return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": time.time(), **more}
+        """An entry that is later than all events of the member's build, even if a builder's clock is ahead."""
+        at = max(time.time(), progress.at + 0.001)
+        return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": at, **more}
 
     def find_news(self) -> list[BatchEvent]:
         """The events that people are to be notified of and that the journal does not have yet."""

@@ -47,16 +47,22 @@ class SingleBuild(Message):
     job: int = field(validators.integer(0, 2**63 - 1), 0)
     #: build id -> what that build has come to
     after: dict[str, str] = field(validators.dict_of(validators.build_id, validators.line(300), 50), {})
-    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
-    #: the arches that its builder has announced as held; those that follow too
-    held_arches: tuple[str, ...] = field(validators.list_of(validators.arch, 20), ())
+    #: leg -> what nobody provides to it; once released, what it waited for
+    missing: dict[str, tuple[str, ...]] = field(
+        validators.dict_of(validators.arch, validators.list_of(validators.line(300), 50), 20), {}
+    )
     since: float = field(validators.unix_time, 0.0)  #: when it began to wait for what is missing
+    event_at: float = field(validators.unix_time, 0.0)  #: of the last event by which its builder held it
     at: float = field(validators.unix_time, 0.0)
     reason: str = field(validators.line(500), "")  #: why it ended
 
     @property
     def build_id(self) -> str:
         return self.request.build_id
+
+    @property
+    def all_missing(self) -> list[str]:
+        return list(dict.fromkeys(each for missing in self.missing.values() for each in missing))
 
     @property
     def unmet_builds(self) -> list[str]:

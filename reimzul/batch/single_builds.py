@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -70,7 +71,7 @@ class SingleBuilds:
                 if build.after.get(event.build_id) == "":
                     changed[build.build_id] = _with_outcomes(build, {event.build_id: outcome})
         own = changed.get(event.build_id) or self._store.builds.get(event.build_id) or self._adopt(broker, event)
-        if own is not None and (after := _apply_own_event(own, event)) is not None:
+        if own is not None and (after := apply_own_event(own, event)) is not None:
             changed[event.build_id] = after
         self._store.save(changed.values())
 
@@ -133,7 +134,7 @@ class SingleBuilds:
             return self._change(build, state=SingleState.ENDED, reason=flag.cancel_text)
         names = ", ".join(each[:8] for each in build.after)
         jobs.announce_queued(
-            broker, build.request, job, build.priority, build.tube, held=True,
+            broker, build.request, build.request.announced_arches, job, build.priority, build.tube, held=True,
             reason=f"held: job {job} of tube {build.tube}", waits_for=f"waits for {names}",
         )  # fmt: skip
         return self._change(build, state=SingleState.HELD, job=job)
@@ -150,15 +151,15 @@ class SingleBuilds:
             self._release(broker, build)
 
     def _advance_waiting(self, broker: Broker, build: SingleBuild) -> None:
-        reading = self._targets.read(build.request.target, build.missing)
-        if reading is not None and reading.provides_all(build.missing):
+        reading = self._targets.read(build.request.target, build.all_missing)
+        if reading is not None and reading.provides_to_legs(build.missing, [build.request.arch], self._arches):
             self._release(broker, build)
         elif time.time() - build.since > build.request.dep_wait:
             limit = format_duration(build.request.dep_wait)
-            self._end(broker, build, f"nobody provides {', '.join(build.missing)}; nor did anybody within {limit}")
+            self._end(broker, build, f"nobody provides {', '.join(build.all_missing)}; nor did anybody within {limit}")
 
     def _release(self, broker: Broker, build: SingleBuild) -> None:
-        self._kick_if_held(broker, self._change(build, state=SingleState.RELEASED, missing=()))
+        self._kick_if_held(broker, self._change(build, state=SingleState.RELEASED))
 
     def _kick_if_held(self, broker: Broker, build: SingleBuild) -> None:
         """Make a released build's job ready, now or as soon as its builder holds it."""
@@ -173,8 +174,9 @@ class SingleBuilds:
                 broker.kick(build.job)
             reason = f"released: job {build.job} of tube {build.tube}"
             jobs.announce_queued(
-                broker, found.request, build.job, found.stats.priority, build.tube, held=False, reason=reason
-            )
+                broker, found.request, list_legs(build), build.job, found.stats.priority, build.tube, held=False,
+                reason=reason, at=round(max(time.time(), build.event_at + 0.001), 3),
+            )  # fmt: skip
 
     def _finish_if_over(self, build: SingleBuild) -> None:
         if self._pipeline.find_results(build.build_id):
@@ -187,7 +189,7 @@ class SingleBuilds:
     def _complete_end(self, broker: Broker, build: SingleBuild) -> None:
         """Announce the end of a build that was not built, delete its job, and forget it."""
         status = Status.FAILED if build.job else Status.CANCELLED
-        jobs.announce_end(broker, build.request, status, build.reason, build.at, arches=build.held_arches)
+        jobs.announce_end(broker, build.request, list_legs(build), status, build.reason, build.at)
         with contextlib.suppress(ReservationLost):
             if build.job and jobs.find_job(broker, build.job, build.build_id) is not None:
                 broker.delete(build.job)
@@ -199,21 +201,29 @@ def _with_outcomes(build: SingleBuild, outcomes: dict[str, str]) -> SingleBuild:
     return attr.evolve(build, after=after)
 
 
-def _apply_own_event(build: SingleBuild, event: BuildEvent) -> SingleBuild | None:
+def list_legs(build: SingleBuild) -> Sequence[str]:
+    """The legs that a build's job is for: those that waited last, or those that it was announced for."""
+    return list(build.missing) or build.request.announced_arches
+
+
+def _apply_result(build: SingleBuild, event: BuildEvent) -> SingleBuild | None:
+    """The build after a leg's result: it is over with its main leg, unless another leg waits, or was released."""
+    missing = {leg: names for leg, names in build.missing.items() if leg != event.arch}
+    if missing:
+        return attr.evolve(build, missing=missing) if missing != build.missing else None
+    return attr.evolve(build, state=SingleState.OVER) if is_main(event) or build.missing else None
+
+
+def apply_own_event(build: SingleBuild, event: BuildEvent) -> SingleBuild | None:
     """The build after an event about itself; None if that changes nothing."""
-    changed = _apply_progress(build, event) or build
-    if event.held and event.arch not in build.held_arches:
-        changed = attr.evolve(changed, held_arches=(*build.held_arches, event.arch))
-    return None if changed is build else changed
-
-
-def _apply_progress(build: SingleBuild, event: BuildEvent) -> SingleBuild | None:
-    if event.status in (*Status.FINAL, Status.PUBLISHED) and is_main(event):
-        return attr.evolve(build, state=SingleState.OVER)
-    if event.held and event.missing and build.state == SingleState.RELEASED:
+    if event.status in (*Status.FINAL, Status.PUBLISHED):
+        return _apply_result(build, event)
+    if event.held and event.missing and build.state in (SingleState.RELEASED, SingleState.WAITING):
         since = build.since or event.at or time.time()
+        known = build.missing if build.state == SingleState.WAITING else {}
+        missing, latest = {**known, event.arch: event.missing}, max(build.event_at, event.at)
         return attr.evolve(
-            build, state=SingleState.WAITING, job=event.job or build.job, missing=event.missing, since=since
+            build, state=SingleState.WAITING, job=event.job or build.job, missing=missing, since=since, event_at=latest
         )
     if event.job and event.job != build.job and event.status == Status.QUEUED:
         return attr.evolve(build, job=event.job)  # moved to the front, or put again after a builder's fault

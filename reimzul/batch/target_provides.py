@@ -16,12 +16,14 @@ from collections.abc import Collection, Iterable, Mapping
 
 import attr
 
+from reimzul.core.arch import Arches
 from reimzul.core.capability import Provide, is_satisfied, list_names
 from reimzul.core.errors import ReimzulError
 from reimzul.core.http_client import Document, HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import fetch_newer_repomd, iterate_files, iterate_provides
 from reimzul.core.retry import LogThrottle
 from reimzul.core.store_paths import StoreUrls
+from reimzul.plan.progress import select_decisive
 from reimzul.plan.state import is_conflict
 
 log = logging.getLogger(__name__)
@@ -35,15 +37,35 @@ _LOG_AGAIN_SECONDS = 600.0
 class TargetReading:
     began: float  #: when the reading began, by this host's clock
     names: frozenset[str]  #: the names that it looked for
-    provides: Mapping[str, Collection[Provide]]  #: by name; of these names alone
+    #: arch of a package, and what it provides; by name, of these names alone
+    provides: Mapping[str, Collection[tuple[str, Provide]]]
     repomd: Document = Document(b"")
 
     def has_looked_for(self, missing: Iterable[str]) -> bool:
         return all(self.names.issuperset(list_names(each)) for each in missing if not is_conflict(each))
 
-    def provides_all(self, missing: Iterable[str]) -> bool:
-        """Whether the target provides all of it. No repository says whether a conflict is over."""
-        return not any(is_conflict(each) or not is_satisfied(each, self.provides) for each in missing)
+    def provides_to_legs(
+        self, missing: Mapping[str, tuple[str, ...]], required: Collection[str], arches: Arches
+    ) -> bool:
+        """Whether the target provides what the legs wait for; to one that is not required, by packages of its arch."""
+        return all(
+            self.provides_all(each, () if leg in required else arches.package_arches(leg))
+            for leg, each in select_decisive(missing, required).items()
+        )
+
+    def provides_all(self, missing: Iterable[str], arches: Collection[str] = ()) -> bool:
+        """Whether the target provides all of it, by packages of these arches if some are given.
+
+        No repository says whether a conflict is over.
+        """
+        return not any(is_conflict(each) or not self._provides(each, arches) for each in missing)
+
+    def _provides(self, requirement: str, arches: Collection[str]) -> bool:
+        fitting = {
+            name: [each for arch, each in self.provides.get(name, ()) if not arches or arch in arches]
+            for name in list_names(requirement)
+        }
+        return is_satisfied(requirement, fitting)
 
 
 class TargetWatcher:
@@ -101,18 +123,20 @@ def read_target(session: HttpSession, url: str, names: frozenset[str], known: Ta
     """Read a target unless it is as it was when it was read for the same names. Raises `HttpUnavailable`."""
     began = time.time()
     before = known.repomd if known is not None and known.names >= names else Document(b"")
-    found: defaultdict[str, list[Provide]] = defaultdict(list)
+    found: defaultdict[str, list[tuple[str, Provide]]] = defaultdict(list)
     repomd = Document(b"")
     try:
         repomd = fetch_newer_repomd(session, url, before)
         if known is not None and repomd.body and repomd.body == before.body:
             return attr.evolve(known, began=began)
-        for each in iterate_provides(session, url):
+        for arch, each in iterate_provides(session, url):
             if each.name in names:
-                found[each.name].append(each)
-        if any(name.startswith("/") and name not in found for name in names):
+                found[each.name].append((arch, each))
+        if paths := {name for name in names if name.startswith("/") and name not in found}:
             # primary.xml has only the files that are mostly required
-            found.update((path, [Provide(path)]) for path in iterate_files(session, url) if path in names)
+            for arch, path in iterate_files(session, url):
+                if path in paths:
+                    found[path].append((arch, Provide(path)))
     except NotFound as error:
         if repomd.body:  # it was replaced meanwhile
             raise HttpUnavailable(str(error)) from error

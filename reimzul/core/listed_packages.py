@@ -37,6 +37,8 @@ _DATA_HREF = re.compile(rb'<data type="(primary|filelists)">.*?<location [^>]*?h
 _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
 _END = b"</package>"
+_ARCH = re.compile(rb"<arch>([A-Za-z0-9_]+)</arch>")
+_FILELISTS_ARCH = re.compile(rb'<package [^>]*?\barch="([A-Za-z0-9_]+)"')
 _PROVIDES = re.compile(rb"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
 _ENTRY = re.compile(
     r'<rpm:entry name="([^"]*)"(?: flags="([A-Z]+)"(?: epoch="([^"]*)")?(?: ver="([^"]*)")?(?: rel="([^"]*)")?)?'
@@ -140,22 +142,35 @@ def _iterate_matches(session: HttpSession, url: str, pattern: re.Pattern[bytes])
         raise HttpUnavailable(f"{url}: its primary.xml is not as createrepo_c writes it")
 
 
-def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
-    """Yield what a target's packages provide, with those of their files that primary.xml has.
+def iterate_provides(session: HttpSession, url: str) -> Iterator[tuple[str, Provide]]:
+    """Yield what a target's packages provide, with those of their files that primary.xml has, and each package's arch.
 
     Raises `NotFound`, `HttpUnavailable`.
     """
-    for whole in _iterate_whole_packages(session, url):
-        for block in _PROVIDES.finditer(whole):
-            yield from (Provide(*entry) for entry in _read_entries(block))
-        for file in _FILE.finditer(whole):
-            yield Provide(_unescape(file[1]))
+    for arch, package in _iterate_with_arch(session, url, "primary", _ARCH):
+        for entry in _read_entries(_PROVIDES.search(package)):
+            yield arch, Provide(*entry)
+        for file in _FILE.finditer(package):
+            yield arch, Provide(_unescape(file[1]))
 
 
-def iterate_files(session: HttpSession, url: str) -> Iterator[str]:
-    """Yield the paths of all files of a target's packages. Raises `NotFound`, `HttpUnavailable`."""
-    for whole in _iterate_whole_packages(session, url, "filelists"):
-        yield from (_unescape(file[1]) for file in _FILE.finditer(whole))
+def iterate_files(session: HttpSession, url: str) -> Iterator[tuple[str, str]]:
+    """Yield the paths of all files of a target's packages, and each package's arch.
+
+    Raises `NotFound`, `HttpUnavailable`.
+    """
+    for arch, package in _iterate_with_arch(session, url, "filelists", _FILELISTS_ARCH):
+        yield from ((arch, _unescape(file[1])) for file in _FILE.finditer(package))
+
+
+def _iterate_with_arch(
+    session: HttpSession, url: str, kind: str, pattern: re.Pattern[bytes]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the arch and the XML of each package; `pattern` finds the arch."""
+    for whole in _iterate_whole_packages(session, url, kind):
+        for package in whole.split(_END):
+            if found := pattern.search(package):
+                yield found[1].decode(), package
 
 
 def _iterate_whole_packages(session: HttpSession, url: str, kind: str = "primary") -> Iterator[bytes]:

@@ -21,7 +21,8 @@ from reimzul.plan import overview
 from reimzul.plan.batches import BatchSummary, summarize
 from reimzul.plan.members import TreeLine, describe_member, sort_members, walk_tree
 from reimzul.plan.overview import BatchPhase
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 from reimzul.plan.view import (
     BatchView,
     count_builders,

@@ -34,7 +34,7 @@ from reimzul.core.formatting import (
 from reimzul.core.validators import make_printable
 from reimzul.history.build_record import BuildState
 from reimzul.plan.overview import BatchPhase
-from reimzul.plan.state import MemberState
+from reimzul.plan.progress import MemberState
 
 #: How each state of a build, attempt, worker, batch or member is shown beside its word: nobody depends on colours.
 _SHAPES = {

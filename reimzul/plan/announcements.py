@@ -25,7 +25,8 @@ from reimzul.plan.overview import (
     find_failed,
     group_failures_by_cause,
 )
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 #: Causes that an event lists; it has room for some lines more.
 _MAX_LISTED_CAUSES = 30

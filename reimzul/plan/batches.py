@@ -16,7 +16,8 @@ from reimzul.core.json_message import parse_json
 from reimzul.plan import overview
 from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import Entry, EntryKind, JournalReader
-from reimzul.plan.state import BatchState, MemberState
+from reimzul.plan.progress import MemberState
+from reimzul.plan.state import BatchState
 
 #: More than the longest entry of a journal.
 _MAX_END_BYTES = 1 << 17

@@ -19,7 +19,8 @@ from typing import Union
 
 import attr
 
-from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState
 
 #: How the reason of a build begins that no builder could build (worker/build.py).
 _NO_BUILDER_PREFIX = "no builder could build it: "
@@ -55,10 +56,13 @@ class CancelBuild:
 
 @attr.frozen
 class End:
-    """End a member whose job is held, or that has none."""
+    """End the legs without a result of a member whose job is held, or that has none.
+
+    If its required legs have a result, the member keeps the state that they make.
+    """
 
     key: str
-    state: str  #: failed, cancelled or skipped
+    state: str  #: of these legs: failed, rejected, cancelled or skipped
     reason: str
 
 
@@ -113,15 +117,13 @@ def decide(state: BatchState, around: Surroundings) -> list[Action]:
 
 def _is_running(state: BatchState) -> bool:
     """Whether something may still happen by itself."""
-    counts = state.counts
-    is_unpublished = not state.plan.scratch and counts[MemberState.BUILT]
-    return bool(is_unpublished or any(counts[each] for each in MemberState.RUNNING))
+    return bool(state.unsettled or any(state.counts[each] for each in MemberState.RUNNING))
 
 
 def _end_cancelled(state: BatchState) -> Iterator[Action]:
     for key, progress in state.members.items():
         reason = progress.cancel_reason or state.cancel_reason
-        if not reason or state.is_ended(progress):
+        if not reason or (state.is_ended(progress) and not progress.open_followers):
             continue
         if progress.state in (MemberState.HELD, MemberState.WAITING):
             yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason)
@@ -166,8 +168,13 @@ def _urgency(progress: MemberProgress) -> tuple[int, float, str]:
 
 
 def _end_vain_waits(state: BatchState) -> Iterator[End]:
+    """End the members whose wait cannot help: another required leg has failed, or it was in vain too often."""
     for key, progress in state.members.items():
-        if progress.state == MemberState.WAITING and progress.vain_waits >= MAX_VAIN_WAITS:
+        if progress.state != MemberState.WAITING:
+            continue
+        if progress.result in MemberState.BROKEN:
+            yield End(key, progress.result, progress.reason)
+        elif progress.vain_waits >= MAX_VAIN_WAITS:
             missing = ", ".join(progress.missing)
             why = f"nobody provides {missing}; missed {MAX_VAIN_WAITS + 1} times though it was found published"
             yield End(key, MemberState.FAILED, why)

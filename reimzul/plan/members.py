@@ -10,7 +10,8 @@ import attr
 
 from reimzul.core.formatting import format_duration, join_words, pluralize
 from reimzul.plan import overview
-from reimzul.plan.state import BatchState, MemberProgress, MemberState, is_conflict
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState, is_conflict
 
 #: The order of states in a table: members that run, those that need a person, then those that wait.
 _STATE_ORDER = (
@@ -52,7 +53,19 @@ def describe_member(state: BatchState, progress: MemberProgress, now: float) -> 
         text = "to be published"
     else:
         text = {MemberState.RELEASED: "waits for a builder"}.get(progress.state, progress.reason)
-    return "; ".join(each for each in (text, progress.stale and f"stale: {progress.stale}") if each)
+    stale = progress.stale and f"stale: {progress.stale}"
+    return "; ".join(each for each in (text, *_describe_followers(progress), stale) if each)
+
+
+def _describe_followers(progress: MemberProgress) -> Iterator[str]:
+    """Say what is worth knowing of the legs that hold up nobody."""
+    if progress.state == MemberState.WAITING and progress.is_published:
+        yield f"only for {join_words(sorted(progress.missing_by_leg))}: those that need it go on"
+    for leg, state in sorted(progress.followers.items()):
+        if state in MemberState.BROKEN:
+            yield f"{leg} {state}"
+    if progress.is_published:
+        yield from (f"{leg} is still being built" for leg in sorted(progress.open_followers))
 
 
 def _describe_running(progress: MemberProgress, now: float) -> str:

@@ -15,7 +15,8 @@ import attr
 from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.formatting import pluralize
 from reimzul.plan.arrangement import SEED_SUFFIX
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 #: Names of members that a sentence lists.
 _MAX_NAMED_MEMBERS = 4
@@ -163,7 +164,7 @@ def compute_outlook(state: BatchState, now: float) -> Outlook:
 
 
 def _seconds_left(progress: MemberProgress, now: float) -> float:
-    if progress.state == MemberState.BUILT:
+    if progress.result:  # to be published, or a follower is left, which holds up nobody
         return 0.0
     spent = max(0.0, now - progress.started) if progress.state == MemberState.BUILDING else 0.0
     return max(0.0, progress.member.seconds - spent)

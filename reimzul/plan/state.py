@@ -12,89 +12,16 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
-import attr
-
 from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind
 from reimzul.core.message import NAMESPACE, BuildEvent, Status
-from reimzul.plan.document import Member, Plan
+from reimzul.plan.document import Plan
 from reimzul.plan.journal import Entry, EntryKind
-
-
-class MemberState:
-    """The states of a member, as `reimzul batch show` prints them."""
-
-    HELD = "held"  #: waits for the members it needs
-    RELEASED = "released"  #: may be reserved by a builder
-    BUILDING = "building"
-    WAITING = "waiting"  #: nobody provides a requirement
-    BUILT = "built"  #: not published yet; the end of a member of a scratch batch
-    PUBLISHED = "published"
-    FAILED = "failed"
-    REJECTED = "rejected"
-    CANCELLED = "cancelled"
-    SKIPPED = "skipped"
-
-    ALL = (HELD, WAITING, RELEASED, BUILDING, BUILT, PUBLISHED, FAILED, REJECTED, CANCELLED, SKIPPED)
-    RUNNING = (RELEASED, BUILDING)
-    #: States of a member against which nobody can be built, until a person acts.
-    BROKEN = (FAILED, REJECTED, CANCELLED)
-
+from reimzul.plan.progress import STATE_OF_STATUS, MemberProgress, MemberState
 
 #: Failures in a row after which a batch pauses itself: of the same reason, or of no builder that could build it.
 MASS_FAULT_MEMBERS = 5
 #: Times that a member may miss what is listed already, by a builder's old metadata, before it ends as Failed.
 MAX_VAIN_WAITS = 3
-
-_STATE_OF_LEG = {
-    Status.SUCCESS: MemberState.BUILT,
-    Status.PUBLISHED: MemberState.PUBLISHED,
-    Status.FAILED: MemberState.FAILED,
-    Status.REJECTED: MemberState.REJECTED,
-    Status.CANCELLED: MemberState.CANCELLED,
-}
-#: Of several legs, the member is what the leg of the first of these is.
-_WORST_FIRST = (
-    MemberState.FAILED, MemberState.REJECTED, MemberState.CANCELLED, MemberState.BUILT, MemberState.PUBLISHED,
-)  # fmt: skip
-
-
-@attr.define(kw_only=True)
-class MemberProgress:
-    member: Member
-    state: str = MemberState.HELD
-    needs: set[str] = attr.field(factory=set)  #: members of the batch, with those that it turned out to need
-    build_id: str = ""  #: of its newest build; empty: it was not put yet
-    job: int = 0
-    count: int = 0  #: how many builds of it were put
-    is_wanted: bool = True  #: whether a build of it is to be put
-    disttag: str = ""  #: of its newest build
-    attempt: str = ""  #: the newest
-    ended_attempts: set[str] = attr.field(factory=set)
-    legs: dict[str, str] = attr.field(factory=dict)  #: leg -> state, of those that have a result
-    followers: dict[str, str] = attr.field(factory=dict)  #: the same of legs that hold up nobody
-    missing: tuple[str, ...] = ()
-    last_missing: tuple[str, ...] = ()  #: what it missed when it was released last
-    vain_waits: int = 0  #: how often it missed again what it was released for
-    reason: str = ""  #: why it failed, or ended
-    error_line: str = ""  #: the line of its logs that names the cause of its failure
-    builder: str = ""  #: of its newest attempt
-    place: str = ""  #: of its main leg, in the store
-    stale: str = ""  #: why it has to be built again, though it is published
-    is_forced: bool = False  #: a person released it, whatever it needs
-    cancel_reason: str = ""  #: a person cancelled it, and its build has not ended yet
-    is_cancelling: bool = False  #: the control flag that cancels its build is set
-    is_skipped: bool = False
-    at: float = 0.0  #: when its state changed last
-    started: float = 0.0  #: when its newest attempt was announced
-    published_at: float = 0.0
-
-    @property
-    def key(self) -> str:
-        return self.member.key
-
-    @property
-    def is_put(self) -> bool:
-        return bool(self.build_id) and not self.is_wanted
 
 
 class BatchState:
@@ -111,6 +38,7 @@ class BatchState:
         self.last_published_at = 0.0
         self.counts: Counter[str] = Counter()
         self.ready: set[str] = set()  #: held members whose needs are met
+        self.unsettled: set[str] = set()  #: members with a follower that is built, or a leg that is to be published
         self.orders: set[str] = set()  #: ids of the orders that were obeyed
         self.announced: set[str] = set()  #: keys of the events that people were notified of
         self.released_ahead: Counter[str] = Counter()  #: by tube
@@ -145,7 +73,7 @@ class BatchState:
     def is_met(self, key: str) -> bool:
         """Whether a member that others need is there, or is as if it were not in the plan."""
         progress = self.members.get(key)
-        return progress is None or progress.state in (MemberState.PUBLISHED, MemberState.SKIPPED)
+        return progress is None or progress.is_published or progress.state == MemberState.SKIPPED
 
     def unmet_needs(self, key: str) -> list[str]:
         return sorted(need for need in self.members[key].needs if not self.is_met(need))
@@ -236,24 +164,20 @@ class BatchState:
     def _apply_put_again(self, entry: Entry) -> None:
         progress = self.members[entry["member"]]
         if entry["build"] == progress.build_id and entry["job"] != progress.job and not self.is_ended(progress):
-            progress.job, progress.at, progress.legs, progress.missing = entry["job"], entry["at"], {}, ()
+            progress.job, progress.at, progress.missing_by_leg = entry["job"], entry["at"], {}
+            progress.forget_results(kept=[MemberState.PUBLISHED])
             self._set_state(progress, MemberState.HELD)
 
     def _start_build(self, progress: MemberProgress, build_id: str, job: int) -> None:
         self._key_of_build[build_id] = progress.key
-        progress.build_id, progress.job, progress.is_wanted = build_id, job, False
-        progress.legs, progress.followers, progress.vain_waits = {}, {}, 0
-        progress.missing = progress.last_missing = ()
-        progress.is_cancelling = False
-        progress.reason = progress.stale = progress.attempt = progress.cancel_reason = ""
-        progress.error_line = progress.builder = progress.place = ""
+        progress.start_build(build_id, job)
 
     def _apply_released(self, entry: Entry) -> None:
         progress = self.members[entry["member"]]
         if entry["build"] == progress.build_id and progress.state in (MemberState.HELD, MemberState.WAITING):
             progress.stale = entry.get("stale", "") or progress.stale
-            progress.last_missing = progress.missing or progress.last_missing
-            progress.missing, progress.at = (), entry["at"]
+            progress.last_missing = dict(progress.decisive_missing) or progress.last_missing
+            progress.missing_by_leg, progress.at = {}, entry["at"]
             self._set_state(progress, MemberState.RELEASED)
 
     def _apply_held(self, entry: Entry) -> None:
@@ -267,10 +191,18 @@ class BatchState:
         progress.is_cancelling = entry["build"] == progress.build_id
 
     def _apply_ended(self, entry: Entry) -> None:
+        """End the legs without a result; a member whose required legs have one is what they make it."""
         progress = self.members[entry["member"]]
-        if entry["build"] == progress.build_id and not self.is_ended(progress):
-            progress.reason, progress.at, progress.is_wanted = entry["reason"], entry["at"], False
-            self._set_state(progress, entry["state"])
+        if entry["build"] != progress.build_id or (self.is_ended(progress) and not progress.open_followers):
+            return
+        state = entry["state"]
+        progress.reason, progress.at, progress.is_wanted = entry["reason"], entry["at"], False
+        progress.end_state, progress.ended_at = state, entry["at"]
+        progress.ended_legs = tuple(progress.list_unfinished())
+        of_leg = MemberState.CANCELLED if state == MemberState.SKIPPED else state
+        progress.followers.update({leg: of_leg for leg in progress.ended_legs if progress.is_follower(leg)})
+        progress.forget_queue()
+        self._set_state(progress, progress.result or state)
 
     # --- events
 
@@ -281,43 +213,64 @@ class BatchState:
             return
         if event.build_id != progress.build_id and not self._adopt_repetition(progress, event):
             return
-        if event.arch not in progress.member.legs:
-            if event.status in _STATE_OF_LEG:
-                progress.followers[event.arch] = _STATE_OF_LEG[event.status]
-        elif event.status in _STATE_OF_LEG:
+        if progress.is_wanted:
+            return  # its build is about to be repeated
+        if event.status in STATE_OF_STATUS:
             self._add_result(progress, event)
-        elif not progress.legs:
-            self._add_progress(progress, event)
+        elif event.arch in progress.results:
+            return
+        elif event.status == Status.BUILDING and event.attempt not in progress.ended_attempts:
+            self._start_attempt(progress, event)
+        elif event.status == Status.QUEUED:
+            self._add_queued(progress, event)
+        if progress.open_followers or not self.is_ended(progress):
+            self.is_over = False  # results overtake other events, so the batch may have been over too soon
 
     def _adopt_repetition(self, progress: MemberProgress, event: BuildEvent) -> bool:
-        """Take a person's retry of a member's build for its newest build; return whether it is one."""
+        """Take a person's retry of a member's build for its newest build; return whether it is one.
+
+        A retry that is not announced for the main leg builds some legs only, and the others keep their good results.
+        """
         if event.build_id in self._key_of_build or event.parent != progress.build_id:
             return False  # an older build of it
+        before = progress.legs, progress.followers, progress.published_at, progress.place
         self._start_build(progress, event.build_id, event.job)
+        if event.arch != progress.member.legs[0]:
+            progress.legs, progress.followers, progress.published_at, progress.place = before
+            progress.forget_results(kept=[MemberState.BUILT, MemberState.PUBLISHED])
+            progress.legs.pop(event.arch, None)
         self._set_state(progress, MemberState.RELEASED)
         return True
 
     def _add_result(self, progress: MemberProgress, event: BuildEvent) -> None:
-        state = _STATE_OF_LEG[event.status]
-        known = progress.legs.get(event.arch, "")
+        state, leg = STATE_OF_STATUS[event.status], event.arch
+        is_follower = progress.is_follower(leg)
+        results = progress.followers if is_follower else progress.legs
+        known = results.get(leg, "")
         if known == MemberState.PUBLISHED or (known and event.status == Status.SUCCESS) or known == state:
             return
-        progress.legs[event.arch] = state
+        results[leg] = state
+        progress.missing_by_leg.pop(leg, None)
+        progress.open_followers.discard(leg)
+        if state == MemberState.PUBLISHED:
+            progress.published_at[leg] = event.at
+            self.last_published_at = max(self.last_published_at, event.at)
+        if not is_follower:
+            self._describe_result(progress, event)
+        if progress.result and not progress.is_queued:
+            progress.at = max(progress.at, event.at)
+            self._set_state(progress, progress.result)
+            if not is_follower:
+                self._count_failures(progress)
+        self._update_dependents(progress)
+
+    @staticmethod
+    def _describe_result(progress: MemberProgress, event: BuildEvent) -> None:
         progress.builder = event.builder_fqdn or progress.builder
         if event.arch == progress.member.legs[0]:
             progress.place = event.place or progress.place
-        if state in MemberState.BROKEN:
+        if STATE_OF_STATUS[event.status] in MemberState.BROKEN:
             progress.reason, progress.error_line = event.reason, event.error_line
-        states = set(progress.legs.values())
-        if not states & set(MemberState.BROKEN) and len(progress.legs) < len(progress.member.legs):
-            return  # another leg is to come
-        progress.at, progress.missing = event.at, ()
-        result = next(each for each in _WORST_FIRST if each in states)
-        if result == MemberState.PUBLISHED:
-            progress.published_at = event.at
-            self.last_published_at = max(self.last_published_at, event.at)
-        self._set_state(progress, result)
-        self._count_failures(progress)
 
     def _count_failures(self, progress: MemberProgress) -> None:
         if progress.state == MemberState.FAILED:
@@ -325,40 +278,61 @@ class BatchState:
         elif progress.state in (MemberState.BUILT, MemberState.PUBLISHED):
             self.failures_in_a_row = []
 
-    def _add_progress(self, progress: MemberProgress, event: BuildEvent) -> None:
-        if event.status == Status.BUILDING:
-            if event.attempt not in progress.ended_attempts:
-                progress.attempt, progress.missing = event.attempt, ()
-                progress.at = progress.started = event.at
-                progress.builder = event.builder_fqdn
-                self._set_state(progress, MemberState.BUILDING)
-            return
-        if event.status != Status.QUEUED or (event.attempt and event.attempt in progress.ended_attempts):
+    def _start_attempt(self, progress: MemberProgress, event: BuildEvent) -> None:
+        if not event.attempt or event.attempt != progress.attempt:
+            progress.started = event.at
+            progress.open_followers.clear()
+        progress.attempt, progress.builder, progress.missing_by_leg = event.attempt, event.builder_fqdn, {}
+        progress.at = max(progress.at, event.at)
+        if progress.is_follower(event.arch):
+            progress.open_followers.add(event.arch)
+        self._set_state(progress, progress.result or MemberState.BUILDING)
+
+    def _add_queued(self, progress: MemberProgress, event: BuildEvent) -> None:
+        """Note that the job is held or ready again; an attempt announces that once for each leg without a result."""
+        if event.attempt and event.attempt in progress.ended_attempts:
+            if event.attempt == progress.attempt:
+                self._add_queued_leg(progress, event)
             return
         if event.attempt:
+            progress.forget_queue()
             progress.ended_attempts.add(event.attempt)
+            progress.attempt = event.attempt
         elif event.at < progress.at:
             return  # a repetition
         progress.job = event.job or progress.job
-        if progress.state == MemberState.BUILDING and not event.attempt:
+        if not event.attempt and (progress.state == MemberState.BUILDING or progress.open_followers):
             return  # announced when it was released, and overtaken by the builder that reserved it
-        progress.at = event.at
+        progress.at = max(progress.at, event.at)
+        if event.attempt:
+            progress.queued_legs.append(event.arch)
         if event.held and event.missing:
-            self._start_waiting(progress, event)
-        elif event.held is not None or event.attempt:
+            progress.is_forced = False  # it was built as a person wanted, and lacks something
+            self._add_missing(progress, event)
+            self._set_state(progress, MemberState.WAITING)
+        elif progress.result not in MemberState.BROKEN and (event.held is not None or event.attempt):
+            progress.missing_by_leg = {}
             self._set_state(progress, MemberState.HELD if event.held else MemberState.RELEASED)
 
-    def _start_waiting(self, progress: MemberProgress, event: BuildEvent) -> None:
-        """Hold a member for what nobody provides, and learn which members will."""
-        progress.vain_waits += set(event.missing) == set(progress.last_missing)
-        progress.missing = event.missing
-        progress.is_forced = False  # it was built as a person wanted, and lacks something
+    def _add_queued_leg(self, progress: MemberProgress, event: BuildEvent) -> None:
+        """Note another leg of the attempt that ended last."""
+        if event.arch not in progress.queued_legs:
+            progress.queued_legs.append(event.arch)
+        if event.held and event.missing and progress.state == MemberState.WAITING:
+            progress.at = max(progress.at, event.at)
+            self._add_missing(progress, event)
+            self._update(progress)
+
+    def _add_missing(self, progress: MemberProgress, event: BuildEvent) -> None:
+        """Note what nobody provides to a leg, and learn which members will."""
+        progress.missing_by_leg[event.arch] = event.missing
+        if event.attempt and set(event.missing) == set(progress.last_missing.get(event.arch, ())):
+            progress.vain_attempts.add(event.attempt)
         for capability in event.missing:
             for key in self.find_providers(progress, capability):
                 self._dependents[key].add(progress.key)
                 if not (is_conflict(capability) or self.is_met(key) or self._is_needed(progress.key, key)):
                     progress.needs.add(key)
-        self._set_state(progress, MemberState.WAITING)
 
     def _is_needed(self, key: str, by: str) -> bool:
         """Whether a member needs another, directly or through others: the other must not wait for it then."""
@@ -404,6 +378,8 @@ class BatchState:
     def _want_build(self, progress: MemberProgress, disttag: str) -> None:
         progress.is_wanted, progress.disttag, progress.is_forced, progress.is_skipped = True, disttag, False, False
         progress.cancel_reason = progress.reason = progress.error_line = ""
+        progress.forget_results()
+        progress.forget_queue()
         self._set_state(progress, MemberState.HELD)
 
     def _adopt_plan(self, plan: Plan) -> None:
@@ -424,7 +400,7 @@ class BatchState:
             for name in (*progress.member.provides, *progress.member.packages):
                 self._providers[name].add(key)
         self.counts = Counter(progress.state for progress in self.members.values())
-        self.released_ahead, self.ready = Counter(), set()
+        self.released_ahead, self.ready, self.unsettled = Counter(), set(), set()
         for progress in self.members.values():
             self.released_ahead[progress.member.tube] += progress.state == MemberState.RELEASED
             self._update(progress)
@@ -443,6 +419,10 @@ class BatchState:
         self.counts[state] += 1
         progress.state, self.rests = state, False
         self._update(progress)
+        self._update_dependents(progress)
+
+    def _update_dependents(self, progress: MemberProgress) -> None:
+        self._update(progress)
         for key in self.dependents_of(progress.key):
             self._update(self.members[key])
 
@@ -452,19 +432,28 @@ class BatchState:
             has_waited = progress.state == MemberState.HELD or self._is_provided_by_members(progress)
             is_ready = has_waited and all(map(self.is_met, progress.needs))
         (self.ready.add if is_ready else self.ready.discard)(progress.key)
+        is_unpublished = not self.plan.scratch and MemberState.BUILT in progress.results.values()
+        is_unsettled = bool(progress.open_followers or is_unpublished)
+        (self.unsettled.add if is_unsettled else self.unsettled.discard)(progress.key)
 
     def _is_provided_by_members(self, progress: MemberProgress) -> bool:
-        """Whether published members provide all that a waiting member misses.
+        """Whether published members provide what a waiting member has to have before it is released."""
+        return all(self._is_leg_provided(progress, leg) for leg in progress.decisive_missing)
+
+    def _is_leg_provided(self, progress: MemberProgress, leg: str) -> bool:
+        """Whether published members provide all that a leg misses; to a follower, with the leg of the same arch.
 
         Of the packages that conflict, one that was published since then may be enough.
         """
 
         def is_published(capability: str, since: float = -1.0) -> bool:
             providers = (self.members[key] for key in self.find_providers(progress, capability))
-            return any(each.state == MemberState.PUBLISHED and each.published_at > since for each in providers)
+            times = (each.find_publication(leg, of_follower=progress.is_follower(leg)) for each in providers)
+            return any(at is not None and at > since for at in times)
 
-        conflicts = list(filter(is_conflict, progress.missing))
-        has_all = all(is_published(each) for each in progress.missing if each not in conflicts)
+        missing = progress.missing_by_leg[leg]
+        conflicts = list(filter(is_conflict, missing))
+        has_all = all(is_published(each) for each in missing if each not in conflicts)
         return has_all and (not conflicts or any(is_published(each, progress.started) for each in conflicts))
 
 

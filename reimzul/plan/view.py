@@ -15,7 +15,8 @@ from reimzul.plan import overview
 from reimzul.plan.batches import BatchSummary, summarize
 from reimzul.plan.members import sort_members, to_dict
 from reimzul.plan.overview import BatchPhase, Outlook
-from reimzul.plan.state import BatchState, MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 
 @attr.frozen(kw_only=True)

@@ -23,7 +23,8 @@ from reimzul.core.message import BuildEvent
 from reimzul.plan.batches import load_batch
 from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
 from reimzul.plan.journal import EntryKind, read_journal
-from reimzul.plan.state import BatchState, MemberState
+from reimzul.plan.progress import MemberState
+from reimzul.plan.state import BatchState
 from tests.faults import checks
 from tests.faults.kinds import kind, signalled
 from tests.faults.ledger import ARCH, TARGETS, Build, Recipe

@@ -25,7 +25,7 @@ from reimzul.core.beanstalk import BATCH, BATCH_ORDER, Broker
 from reimzul.core.message import Status
 from reimzul.history import open_history
 from reimzul.plan.journal import EntryKind
-from reimzul.plan.state import MemberState
+from reimzul.plan.progress import MemberState
 from tests import srpms, webserver
 from tests.batches import BATCH as BATCH_ID
 from tests.batches import ScriptedBatch, key, make_plan, member
@@ -304,6 +304,25 @@ def test_a_member_that_misses_a_requirement_is_released_only_anyway(incoming: Pa
     batch.announce(key("app"), Status.QUEUED, held=True, missing=("no-such-devel",), job=7)
     assert "app.x86_64 nobody provides no-such-devel; --anyway" in run("batch", "release", "5f", "app").stderr
     assert printed("batch", "show", "--waiting")["members"][0]["missing"] == ["no-such-devel"]
+
+
+def test_what_a_follower_waits_for_or_came_to_is_shown(incoming: Path) -> None:
+    batch = ScriptedBatch(make_plan((member("app"), member("lib"))), incoming)
+    batch.put_all()
+    for name in ("app", "lib"):
+        batch.release(key(name))
+        for arch in ("x86_64", "i386"):
+            batch.announce(key(name), Status.BUILDING, arch=arch)
+        batch.announce(key(name), Status.PUBLISHED)
+    messages = {each["member"]: each["message"] for each in printed("batch", "show")["members"]}
+    assert messages[key("app")] == "i386 is still being built"
+    batch.announce(key("app"), Status.QUEUED, arch="i386", held=True, missing=("no-such-devel",), job=7)
+    batch.announce(key("lib"), Status.FAILED, arch="i386")
+    messages = {each["member"]: each["message"] for each in printed("batch", "show")["members"]}
+    assert messages == {
+        key("app"): "nobody provides no-such-devel; only for i386: those that need it go on",
+        key("lib"): "i386 failed",
+    }
 
 
 def test_an_order_that_nobody_obeys_stays_queued(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -23,6 +24,7 @@ from reimzul.core.http_client import HttpSession
 from reimzul.core.listed_packages import iterate_provides
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.store_paths import StoreUrls
+from reimzul.plan.document import Member
 from tests import srpms, webserver
 from tests.batch import ARCH, TARGET, FakeFarm, Stand, held_names, list_jobs, make_plan, member
 from tests.conftest import Beanstalkd
@@ -41,8 +43,9 @@ class Store:
         self.server = webserver.serve(folder / "store")
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/repo/"
 
-    def publish(self, name: str, version: str = "1.0") -> None:
-        srpms.make_rpm(self.target, name, srpms.noarch(name, version=version))
+    def publish(self, name: str, version: str = "1.0", arch: str = "noarch") -> None:
+        spec = srpms.noarch(name, version=version).replace("BuildArch: noarch\n", "")
+        srpms.make_rpm(self.target, name, spec, arch)
         subprocess.run(["createrepo_c", "--quiet", "--update", self.target], check=True)
 
 
@@ -99,9 +102,9 @@ def test_what_createrepo_lists_is_read_with_versions_and_files(store: Store) -> 
     subprocess.run(["createrepo_c", "--quiet", store.target], check=True)
     with HttpSession() as session:
         found = set(iterate_provides(session, f"{store.url}{TARGET}.{ARCH}/"))
-    assert Provide("pkgconfig(tool)", "EQ", "2:1.5") in found
-    assert Provide("tool", "EQ", "0:1.0-1") in found
-    assert any(each.name.startswith("/usr/bin/tool") and not each.version for each in found)
+    assert ("noarch", Provide("pkgconfig(tool)", "EQ", "2:1.5")) in found
+    assert ("noarch", Provide("tool", "EQ", "0:1.0-1")) in found
+    assert any(each.name.startswith("/usr/bin/tool") and not each.version for _, each in found)
 
 
 def test_a_target_is_read_again_only_when_it_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +112,7 @@ def test_a_target_is_read_again_only_when_it_has_changed(store: Store, monkeypat
     url, names = f"{store.url}{TARGET}.{ARCH}/", frozenset({"library"})
     reads = []
 
-    def read(session: HttpSession, url: str) -> Iterator[Provide]:
+    def read(session: HttpSession, url: str) -> Iterator[tuple[str, Provide]]:
         reads.append(url)
         return iterate_provides(session, url)
 
@@ -143,6 +146,20 @@ def test_a_target_is_read_again_at_once_after_a_publication(store: Store, monkey
     watcher.note_publication(target)
     until(lambda: watcher.read(target, ["library"]) and len(readings) > 1, 5, "it is read again before its time")
     assert readings[1] - readings[0] < target_provides.POLL_SECONDS
+
+
+def test_a_target_that_changes_twice_within_a_second_is_read_again(store: Store) -> None:
+    """Both states have the same Last-Modified."""
+    url, names = f"{store.url}{TARGET}.{ARCH}/", frozenset({"library"})
+    within = time.time() + 60
+    reading = None
+    with HttpSession() as session:
+        for version in ("1.0", "2.0"):
+            store.publish("library", version)
+            os.utime(store.target / "repodata" / "repomd.xml", (within, within))
+            reading = target_provides.read_target(session, url, names, reading)
+    assert reading is not None
+    assert reading.provides_all(["library >= 2.0"])
 
 
 def test_a_file_that_primary_xml_does_not_have_is_found_in_the_list_of_files(store: Store) -> None:
@@ -217,6 +234,85 @@ def test_a_member_that_misses_again_what_is_listed_is_not_built_for_ever(
         stand.wait_until_over(60)
     assert stand.states() == {"user": "failed"}
     assert 3 <= len(farm.started) <= 5
+
+
+# --- followers
+
+
+def nobodys_member() -> Member:
+    """A member that no builder takes: while it is released, others may still come to what they wait for."""
+    return member("nobodys", arch="aarch64", tube="aarch64", target=f"{TARGET}.aarch64", legs=("aarch64",))
+
+
+def followers_of(stand: Stand, name: str) -> dict[str, str]:
+    return stand.state().members[f"{name}.{ARCH}"].followers
+
+
+def test_a_follower_is_released_once_the_target_provides_what_it_misses_for_its_arch(
+    stand: Stand, broker: Broker, store: Store
+) -> None:
+    """The builders' clocks are ahead, and the history has the release all the same."""
+    stand.start()
+    outcomes: dict[str, list[Any]] = {
+        "user": [{ARCH: Status.PUBLISHED, "i386": ["library"]}, {"i386": Status.PUBLISHED}],
+        "top": [["library"]],
+    }
+    with FakeFarm(stand, outcomes) as farm:
+        farm.clock_ahead = 30
+        stand.submit(broker, make_plan(member("user"), member("top", "user"), nobodys_member()))
+        stand.wait_for({"user": "waiting", "top": "waiting"})
+        store.publish("library", arch=ARCH)
+        stand.wait_for({"top": "published"})
+        assert stand.states()["user"] == "waiting", "the package does not fit its arch"
+        store.publish("library", arch="i686")
+        stand.wait_for({"user": "published"})
+        until(lambda: len(farm.of("user", Status.PUBLISHED)) == 2, 10, "both legs are published")
+        released = [each for each in farm.of("user", Status.QUEUED) if each.held is False and each.arch == "i386"]
+        held = [each for each in farm.of("user", Status.QUEUED) if each.missing]
+        assert [each.at > held[0].at for each in released] == [True]
+        until(lambda: followers_of(stand, "user") == {"i386": "published"}, 10, "reimzul-batch knows")
+    assert farm.started.count("user") == 2
+    assert not list(list_jobs(broker))
+
+
+def test_a_follower_that_misses_what_nobody_provides_ends_alone_as_failed(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"user": [{ARCH: Status.PUBLISHED, "i386": ["libary"]}]}) as farm:
+        stand.submit(broker, make_plan(member("user")))
+        stand.wait_until_over(40)
+        until(lambda: farm.of("user", Status.FAILED), 10, "the end is announced")
+    failed = farm.of("user", Status.FAILED)
+    assert [(each.arch, each.reason) for each in failed] == [
+        ("i386", "nobody provides libary; nothing left in the batch could"),
+    ]
+    assert stand.states() == {"user": "published"}
+    assert not list(list_jobs(broker))
+
+
+def test_a_follower_whose_job_is_lost_does_not_keep_its_batch_open(hasty: Stand, broker: Broker) -> None:
+    with FakeFarm(hasty, {"user": [{ARCH: Status.PUBLISHED, "i386": ["library"]}]}) as farm:
+        hasty.submit(broker, make_plan(member("user")))
+        hasty.wait_for({"user": "waiting"})
+        job = hasty.state().members[f"user.{ARCH}"].job
+        until(lambda: broker.job_stats(job).is_held, 5, "its builder holds it")
+        farm.is_building.clear()
+        broker.delete(job)
+        hasty.order(broker, "release", "user")
+        hasty.wait_until_over()
+    assert (hasty.states(), followers_of(hasty, "user")) == ({"user": "published"}, {"i386": "failed"})
+    assert hasty.state().members[f"user.{ARCH}"].reason == f"its job {job} is gone, and has left no result"
+
+
+def test_a_single_build_whose_follower_waits_is_not_forgotten(stand: Stand, broker: Broker, store: Store) -> None:
+    stand.start()
+    outcomes = {"single": [{ARCH: Status.PUBLISHED, "i386": ["library"]}, {"i386": Status.PUBLISHED}]}
+    with FakeFarm(stand, outcomes) as farm:
+        broker.put(arch_tube(ARCH), request(dep_wait=3600), priority=PRIORITY)
+        until(lambda: held_names(broker) == ["single"], 10, "it is held")
+        store.publish("library", arch=ARCH)
+        store.publish("library", arch="i686")
+        until(lambda: len(farm.of("single", Status.PUBLISHED)) == 2, 30, "both legs are published")
+        until(lambda: stand.single_log.read_text().count('"state":"over"'), 10, "it is over")
 
 
 # --- lost jobs

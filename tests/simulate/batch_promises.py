@@ -16,7 +16,7 @@ from reimzul.core.batch_event import BatchStatus
 from reimzul.core.batch_message import OrderKind
 from reimzul.core.store_paths import leg_key
 from reimzul.plan.journal import Entry, EntryKind
-from reimzul.plan.state import MemberProgress, MemberState
+from reimzul.plan.progress import MemberProgress, MemberState
 
 #: What the history has of a member's build, by the member's state.
 _STATES = {

@@ -23,7 +23,8 @@ from reimzul.core.message import BuildRequest
 from reimzul.core.store_paths import leg_key
 from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
 from reimzul.plan.journal import Entry, read_journal
-from reimzul.plan.state import BatchState, MemberState
+from reimzul.plan.progress import MemberState
+from reimzul.plan.state import BatchState
 
 BATCH_ID = "5f0c12ab"
 #: What no package provides.

@@ -17,7 +17,7 @@ from reimzul.plan.batches import BatchFiles, list_batch_ids, load_batch
 from reimzul.plan.document import plan_path
 from reimzul.plan.journal import EntryKind
 from reimzul.plan.overview import BatchPhase, compute_outlook, find_phase, group_failures_by_cause
-from reimzul.plan.state import MemberState
+from reimzul.plan.progress import MemberState
 from tests.batches import BATCH, ScriptedBatch, key, make_plan, member
 
 MISSING = "BuildRequires that nobody provides: python3dist(six)"

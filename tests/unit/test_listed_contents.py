@@ -90,8 +90,9 @@ def test_other_readers_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reimzul.core.listed_packages.fetch_repomd", lambda *_: REPOMD)
     store = Store(BINARY + SOURCE, 2)
     assert len(list(iterate_packages(store, URL))) == 2
-    names = [each.name for each in iterate_provides(store, URL)]
-    assert names == ["liba-devel", "pkgconfig(a)", "plain", "/usr/bin/a&b", "/etc/a"]
+    provided = [(arch, each.name) for arch, each in iterate_provides(store, URL)]
+    names = ["liba-devel", "pkgconfig(a)", "plain", "/usr/bin/a&b", "/etc/a"]
+    assert provided == [("x86_64", name) for name in names]
 
 
 @pytest.mark.parametrize(("packages", "count"), [(BINARY, 2), (BINARY.replace("<arch>", "<arch >"), 1), ("", 1)])

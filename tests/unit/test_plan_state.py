@@ -6,7 +6,7 @@ Every member ends once, or rests behind a named one that is broken; nothing is r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attr
@@ -32,11 +32,13 @@ from reimzul.plan.decisions import (
 )
 from reimzul.plan.document import Member, Plan
 from reimzul.plan.journal import Entry, EntryKind
-from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState, MemberProgress, MemberState, event_entry
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState, event_entry
 
-ARCH = "x86_64"
+ARCH, FOLLOWER, NOARCH = "x86_64", "i386", "noarch"
 TARGET = f"c9s.{ARCH}"
 BATCH = "0a1b2c3d"
+PLACE = f"repo/{TARGET}/lib/20261130000000/1-1.{ARCH}"
 
 
 def make_member(name: str, needs: Iterable[str] = (), **changes: Any) -> Member:
@@ -133,10 +135,11 @@ class Farm:
         self.state.apply(entry)
         return entry
 
-    def start(self, key: str) -> str:
+    def start(self, key: str, *legs: str) -> str:
         self.attempts += 1
         attempt = f"{self.attempts}-{self.attempts:08x}"
-        self.tell(key, Status.BUILDING, attempt=attempt)
+        for leg in legs or (ARCH,):
+            self.tell(key, Status.BUILDING, attempt=attempt, arch=leg)
         return attempt
 
     def finish(self, key: str, status: str = Status.PUBLISHED, reason: str = "") -> None:
@@ -144,9 +147,20 @@ class Farm:
         self.tell(key, status, attempt=attempt, reason=reason)
 
     def wait(self, key: str, *missing: str) -> None:
-        attempt = self.start(key)
+        self.hold(key, self.start(key), {ARCH: missing})
+
+    def hold(self, key: str, attempt: str, missing: Mapping[str, Sequence[str]]) -> None:
+        """End an attempt whose job is held, for what legs miss."""
         job = self.state.members[key].job
-        self.tell(key, Status.QUEUED, attempt=attempt, held=True, missing=missing, job=job)
+        for leg, names in missing.items():
+            self.tell(key, Status.QUEUED, attempt=attempt, arch=leg, held=True, missing=tuple(names), job=job)
+
+    def wait_with_follower(self, key: str, *missing: str) -> None:
+        """Publish the main leg of a build whose follower misses something."""
+        attempt = self.start(key, ARCH, FOLLOWER)
+        self.tell(key, Status.SUCCESS, attempt=attempt)
+        self.tell(key, Status.PUBLISHED, attempt=attempt)
+        self.hold(key, attempt, {FOLLOWER: missing})
 
     def order(self, kind: str, *keys: str, number: int = 0, settle_pass: int = 0) -> None:
         token = f"{number or len(self.journal):016x}"
@@ -345,6 +359,254 @@ def test_a_conflict_ends_when_one_of_the_packages_it_names_is_published_again() 
     assert released(farm.act()) == [key("app")]
 
 
+# --- several legs
+
+
+def test_a_waiting_follower_holds_up_nobody_and_is_released() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app", ["lib"])]))
+    farm.act()
+    farm.wait_with_follower(key("lib"), "libother")
+    lib = farm.state.members[key("lib")]
+    assert (lib.state, lib.is_published, lib.missing) == (MemberState.WAITING, True, ("libother",))
+    assert released(farm.act()) == [key("app")]
+    farm.finish(key("app"))
+    farm.provided = {key("lib")}
+    assert released(farm.act()) == [key("lib")]
+    assert farm.state.is_met(key("lib"))
+    attempt = farm.start(key("lib"), FOLLOWER)
+    assert (lib.state, lib.open_followers) == (MemberState.PUBLISHED, {FOLLOWER})
+    assert not farm.act(), "the batch is not over while a follower is built"
+    farm.tell(key("lib"), Status.SUCCESS, attempt=attempt, arch=FOLLOWER)
+    assert not farm.act(), "nor before it is published"
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
+    assert farm.act() == [Finish()]
+
+
+@pytest.mark.parametrize("order", ["before", "between", "after"])
+def test_results_of_the_main_leg_leave_a_released_follower_in_its_tube(order: str) -> None:
+    """They may come late, and come again when the job is built again."""
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    lib, attempt = farm.state.members[key("lib")], farm.start(key("lib"), ARCH, FOLLOWER)
+    results = [farm.event(lib, each, attempt=attempt) for each in (Status.SUCCESS, Status.PUBLISHED)]
+    early = {"before": 2, "between": 1, "after": 0}[order]
+    for entry in results[:early]:
+        farm.state.apply(entry)
+    farm.hold(key("lib"), attempt, {FOLLOWER: ["libother"]})
+    farm.provided = {key("lib")}
+    assert released(farm.act()) == [key("lib")]
+    for entry in results:
+        farm.state.apply(entry)
+    assert (lib.state, lib.is_published) == (MemberState.RELEASED, True)
+
+
+def test_a_batch_goes_on_if_it_was_over_before_a_follower_was_known() -> None:
+    """Results overtake other events."""
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    lib = farm.state.members[key("lib")]
+    attempt = "1-00000001"
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
+    assert farm.act() == [Finish()]
+    for leg in (ARCH, FOLLOWER):
+        farm.tell(key("lib"), Status.BUILDING, attempt=attempt, arch=leg)
+    farm.hold(key("lib"), attempt, {FOLLOWER: ["misspelt"]})
+    assert (farm.state.is_over, lib.state) == (False, MemberState.WAITING)
+    farm.unprovided = {key("lib")}
+    assert [type(each) for each in farm.act()] == [End, Finish]
+
+
+def test_a_second_required_leg_that_waits_after_the_first_is_released() -> None:
+    farm = Farm(make_plan([make_member("kernel", legs=(ARCH, NOARCH)), make_member("app", ["kernel"])]))
+    farm.act()
+    attempt = farm.start(key("kernel"))
+    farm.tell(key("kernel"), Status.PUBLISHED, attempt=attempt)
+    farm.tell(key("kernel"), Status.BUILDING, attempt=attempt, arch=NOARCH)
+    farm.hold(key("kernel"), attempt, {NOARCH: ["asciidoc"]})
+    assert farm.state_of("kernel") == MemberState.WAITING
+    assert not farm.act()
+    farm.provided = {key("kernel")}
+    assert released(farm.act()) == [key("kernel")]
+    attempt = farm.start(key("kernel"), NOARCH)
+    assert farm.state_of("kernel") == MemberState.BUILDING
+    farm.tell(key("kernel"), Status.PUBLISHED, attempt=attempt, arch=NOARCH)
+    assert released(farm.act()) == [key("app")]
+
+
+def test_what_all_legs_of_an_attempt_miss_is_known_and_that_of_required_ones_is_waited_for() -> None:
+    farm = Farm(make_plan([make_member("app"), make_member("one"), make_member("two", ["one"])]))
+    farm.act()
+    farm.hold(key("app"), farm.start(key("app"), ARCH, FOLLOWER), {FOLLOWER: ["perl(Foo)"], ARCH: ["libone", "libtwo"]})
+    app = farm.state.members[key("app")]
+    assert app.missing == ("perl(Foo)", "libone", "libtwo")
+    assert app.missing_by_leg == {FOLLOWER: ("perl(Foo)",), ARCH: ("libone", "libtwo")}
+    assert app.needs == {key("one"), key("two")}
+    farm.finish(key("one"))
+    assert key("app") not in released(farm.act())
+    farm.finish(key("two"))
+    assert released(farm.act()) == [key("app")], "the follower may wait again, for perl(Foo)"
+
+
+def test_what_a_follower_misses_is_provided_by_a_members_follower_alone() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app", ["lib"])]))
+    farm.act()
+    attempt = farm.start(key("lib"), ARCH, FOLLOWER)
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
+    assert released(farm.act()) == [key("app")]
+    farm.wait_with_follower(key("app"), "liblib >= 2")
+    assert not farm.act()
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
+    assert released(farm.act()) == [key("app")]
+
+
+def test_a_conflict_of_a_follower_ends_when_its_package_is_published_for_that_arch() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app")]))
+    farm.act()
+    farm.wait_with_follower(key("app"), f"{CONFLICT_PREFIX}lib")
+    attempt = farm.start(key("lib"), ARCH, FOLLOWER)
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
+    assert not farm.act()
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
+    assert released(farm.act()) == [key("app")]
+
+
+def test_a_follower_that_lacks_what_has_no_follower_does_not_hold_up_its_main_leg() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app")]))
+    farm.act()
+    attempt = farm.start(key("app"))
+    for arch in (ARCH, FOLLOWER):
+        job = farm.state.members[key("app")].job
+        farm.tell(key("app"), Status.QUEUED, attempt=attempt, held=True, missing=("liblib",), job=job, arch=arch)
+    farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")], "the main leg has all it lacks"
+    farm.wait_with_follower(key("app"), "liblib")
+    farm.unprovided = {key("app")}
+    assert farm.act()[-1] == Finish()
+    app = farm.state.members[key("app")]
+    assert (app.state, app.followers) == (MemberState.PUBLISHED, {FOLLOWER: MemberState.FAILED})
+
+
+def test_a_follower_that_waits_for_what_nobody_provides_fails_and_its_member_is_published() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    farm.wait_with_follower(key("lib"), "misspelt")
+    assert not farm.act()
+    farm.unprovided = {key("lib")}
+    assert [type(each) for each in farm.act()] == [End, Finish]
+    lib = farm.state.members[key("lib")]
+    assert (lib.state, lib.followers, lib.ended_legs) == (
+        MemberState.PUBLISHED, {FOLLOWER: MemberState.FAILED}, (FOLLOWER,),
+    )  # fmt: skip
+    assert lib.list_unfinished([ARCH]) == []
+
+
+def test_a_follower_that_waits_in_vain_too_often_fails_alone() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    farm.provided = {key("lib")}
+    farm.wait_with_follower(key("lib"), "libother")
+    for _ in range(MAX_VAIN_WAITS):
+        assert released(farm.act()) == [key("lib")]
+        farm.hold(key("lib"), farm.start(key("lib"), FOLLOWER), {FOLLOWER: ["libother"]})
+    assert farm.act()[-1] == Finish()
+    assert (farm.state_of("lib"), farm.state.members[key("lib")].followers) == (
+        MemberState.PUBLISHED, {FOLLOWER: MemberState.FAILED},
+    )  # fmt: skip
+
+
+def test_a_vain_attempt_counts_once_for_all_its_legs() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    farm.provided = {key("lib")}
+    missing = {ARCH: ["libother"], FOLLOWER: ["libother"]}
+    for count in range(MAX_VAIN_WAITS + 1):
+        farm.hold(key("lib"), farm.start(key("lib"), ARCH, FOLLOWER), missing)
+        assert farm.state.members[key("lib")].vain_waits == count
+        farm.act()
+    assert farm.state_of("lib") == MemberState.FAILED
+
+
+def test_a_member_whose_other_required_leg_failed_waits_no_longer() -> None:
+    farm = Farm(make_plan([make_member("kernel", legs=(ARCH, NOARCH))]))
+    farm.act()
+    attempt = farm.start(key("kernel"), ARCH, NOARCH)
+    farm.tell(key("kernel"), Status.FAILED, attempt=attempt, arch=NOARCH, reason="error: no")
+    farm.hold(key("kernel"), attempt, {ARCH: ["libother"]})
+    assert farm.act()[0] == End(key("kernel"), MemberState.FAILED, "error: no")
+    assert farm.state.members[key("kernel")].ended_legs == (ARCH,)
+
+
+def test_cancelling_a_published_member_cancels_its_follower() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("waits")]))
+    farm.act()
+    attempt = farm.start(key("lib"), ARCH, FOLLOWER)
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
+    farm.wait_with_follower(key("waits"), "misspelt")
+    farm.order(OrderKind.CANCEL)
+    actions = farm.act()
+    assert [type(each) for each in actions] == [CancelBuild, End]
+    assert farm.state.members[key("waits")].followers == {FOLLOWER: MemberState.CANCELLED}
+    farm.tell(key("lib"), Status.CANCELLED, arch=FOLLOWER)
+    assert farm.act() == [Finish()]
+    assert set(farm.in_state(MemberState.PUBLISHED)) == {key("lib"), key("waits")}
+
+
+def test_a_person_who_cancels_a_waiting_follower_leaves_its_member_published() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    farm.wait_with_follower(key("lib"), "misspelt")
+    farm.tell(key("lib"), Status.CANCELLED, arch=FOLLOWER)
+    assert farm.act() == [Finish()]
+    assert farm.state_of("lib") == MemberState.PUBLISHED
+
+
+def test_a_person_who_releases_a_waiting_follower_is_obeyed() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    farm.wait_with_follower(key("lib"), "misspelt")
+    farm.tell(key("lib"), Status.QUEUED, arch=FOLLOWER, held=False, job=farm.state.members[key("lib")].job)
+    assert farm.state_of("lib") == MemberState.RELEASED
+
+
+def test_a_retry_of_a_follower_alone_leaves_its_member_published() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app", ["lib"])]))
+    farm.act()
+    attempt = farm.start(key("lib"), ARCH, FOLLOWER)
+    farm.tell(key("lib"), Status.FAILED, attempt=attempt, arch=FOLLOWER)
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, place=PLACE)
+    old = farm.state.members[key("lib")].build_id
+    farm.tell(key("lib"), Status.QUEUED, build_id="f" * 32, parent=old, job=99, arch=FOLLOWER)
+    lib = farm.state.members[key("lib")]
+    assert (lib.state, lib.is_published, lib.place) == (MemberState.RELEASED, True, PLACE)
+    assert released(farm.act()) == [key("app")]
+    attempt = farm.start(key("lib"), FOLLOWER)
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
+    assert (lib.state, lib.followers) == (MemberState.PUBLISHED, {FOLLOWER: MemberState.PUBLISHED})
+
+
+def test_a_follower_that_is_built_again_elsewhere_keeps_the_batch_open() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    attempt = farm.start(key("lib"), ARCH, FOLLOWER)
+    farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
+    farm.tell(key("lib"), Status.QUEUED, attempt=attempt, arch=FOLLOWER, reason="b1 could not build it")
+    assert (farm.state_of("lib"), farm.act()) == (MemberState.RELEASED, [])
+    farm.tell(key("lib"), Status.FAILED, attempt=farm.start(key("lib"), FOLLOWER), arch=FOLLOWER)
+    assert farm.act() == [Finish()]
+
+
+def test_a_raised_job_does_not_count_as_a_vain_wait() -> None:
+    farm = Farm(make_plan([make_member("lib")]))
+    farm.act()
+    farm.provided = {key("lib")}
+    farm.wait_with_follower(key("lib"), "libother")
+    farm.act()
+    farm.hold(key("lib"), farm.start(key("lib"), FOLLOWER), {FOLLOWER: ["libother"]})
+    farm.tell(key("lib"), Status.QUEUED, arch=FOLLOWER, held=True, missing=("libother",), job=77)
+    lib = farm.state.members[key("lib")]
+    assert (lib.state, lib.job, lib.vain_waits) == (MemberState.WAITING, 77, 1)
+
+
 # --- orders
 
 
@@ -448,6 +710,24 @@ def test_events_of_an_older_build_of_a_member_decide_nothing() -> None:
     assert farm.state_of("lib") == MemberState.RELEASED
 
 
+def test_a_published_member_that_is_to_be_built_again_holds_up_others() -> None:
+    farm = chain()
+    farm.act()
+    farm.finish(key("lib"))
+    farm.order(OrderKind.RETRY, key("lib"))
+    assert released(farm.act()) == [key("lib")]
+
+
+def test_a_late_result_of_a_build_that_is_to_be_repeated_decides_nothing() -> None:
+    farm = chain()
+    farm.act()
+    farm.finish(key("lib"), Status.FAILED)
+    farm.order(OrderKind.RETRY, key("lib"))
+    farm.tell(key("lib"), Status.PUBLISHED)
+    assert farm.state_of("lib") == MemberState.HELD
+    assert released(farm.act()) == [key("lib")]
+
+
 def test_a_building_of_a_held_member_is_a_persons_release() -> None:
     farm = chain()
     farm.act()
@@ -498,7 +778,9 @@ def plans(draw: st.DrawFn) -> Plan:
     members = []
     for number in range(count):
         needs = draw(st.sets(st.sampled_from([f"m{each}" for each in range(number)]))) if number else set()
-        members.append(make_member(f"m{number}", sorted(needs), rank=number, is_listed=draw(st.booleans())))
+        legs = draw(st.sampled_from([(ARCH,), (ARCH, NOARCH)]))
+        more = {"rank": number, "is_listed": draw(st.booleans()), "legs": legs}
+        members.append(make_member(f"m{number}", sorted(needs), **more))
     return make_plan(members, last_resort=draw(st.booleans()), scratch=False)
 
 
@@ -506,10 +788,12 @@ class BatchMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.farm = Farm(make_plan([make_member("none")]))
+        self.followed: set[str] = set()  #: members with a follower
 
-    @initialize(plan=plans(), room=st.integers(1, 3))
-    def begin(self, plan: Plan, room: int) -> None:
+    @initialize(plan=plans(), room=st.integers(1, 3), data=st.data())
+    def begin(self, plan: Plan, room: int, data: st.DataObject) -> None:
         self.farm = Farm(plan, room=room)
+        self.followed = data.draw(st.sets(st.sampled_from(sorted(self.farm.state.members))))
         self.act()
 
     def act(self) -> None:
@@ -526,22 +810,73 @@ class BatchMachine(RuleBasedStateMachine):
     def pick(self, keys: Collection[str], data: st.DataObject) -> str:
         return str(data.draw(st.sampled_from(sorted(keys))))
 
-    @precondition(lambda self: self.farm.in_state(*MemberState.RUNNING))
+    def running(self) -> list[str]:
+        """Members whose job a builder has, or may take."""
+        members = self.farm.state.members
+        return [key for key, each in members.items() if each.state in MemberState.RUNNING or each.open_followers]
+
+    def start(self, key: str) -> tuple[str, list[str]]:
+        """Begin an attempt of a build; return it, and the legs that it builds: those without a result."""
+        progress = self.farm.state.members[key]
+        legs = [*progress.member.legs, *([FOLLOWER] if key in self.followed else [])]
+        unfinished = [leg for leg in legs if leg not in progress.results]
+        assert unfinished, f"the job of {key} is queued though all of its legs have a result"
+        return self.farm.start(key, *unfinished), unfinished
+
+    @precondition(lambda self: self.running())
     @rule(data=st.data(), status=st.sampled_from([Status.PUBLISHED, Status.SUCCESS, Status.FAILED, Status.REJECTED]))
     def end_a_build(self, data: st.DataObject, status: str) -> None:
-        self.farm.finish(self.pick(self.farm.in_state(*MemberState.RUNNING), data), status, "a reason")
+        key = self.pick(self.running(), data)
+        attempt, legs = self.start(key)
+        for leg in data.draw(st.permutations(legs)):
+            self.farm.tell(key, status, attempt=attempt, arch=leg, reason="a reason")
         self.act()
 
-    @precondition(lambda self: self.farm.in_state(MemberState.BUILT))
+    @precondition(lambda self: self.running())
+    @rule(data=st.data())
+    def end_some_legs(self, data: st.DataObject) -> None:
+        key = self.pick(self.running(), data)
+        attempt, legs = self.start(key)
+        for leg in data.draw(st.sets(st.sampled_from(legs), max_size=len(legs) - 1)):
+            self.farm.tell(key, Status.PUBLISHED, attempt=attempt, arch=leg)
+        self.act()
+
+    @precondition(lambda self: self.built())
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
-        self.farm.tell(self.pick(self.farm.in_state(MemberState.BUILT), data), Status.PUBLISHED)
+        key, leg = data.draw(st.sampled_from(self.built()))
+        self.farm.tell(key, Status.PUBLISHED, arch=leg)
         self.act()
 
-    @precondition(lambda self: self.farm.in_state(*MemberState.RUNNING))
-    @rule(data=st.data(), missing=st.sampled_from(["libm0", "libm1", "libm2", "misspelt", f"{CONFLICT_PREFIX}m1"]))
-    def miss_a_requirement(self, data: st.DataObject, missing: str) -> None:
-        self.farm.wait(self.pick(self.farm.in_state(*MemberState.RUNNING), data), missing)
+    def built(self) -> list[tuple[str, str]]:
+        members = self.farm.state.members.items()
+        return [
+            (key, leg) for key, each in members for leg, state in each.results.items()
+            if state == MemberState.BUILT and each.is_put
+        ]  # fmt: skip
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data())
+    def miss_a_requirement(self, data: st.DataObject) -> None:
+        key = self.pick(self.running(), data)
+        attempt, legs = self.start(key)
+        names = st.sampled_from(["libm0", "libm1", "libm2", "misspelt", f"{CONFLICT_PREFIX}m1"])
+        missing = data.draw(
+            st.dictionaries(st.sampled_from(legs), st.lists(names, min_size=1, unique=True), min_size=1)
+        )
+        for leg in set(legs) - missing.keys():
+            self.farm.tell(key, Status.SUCCESS, attempt=attempt, arch=leg)
+        self.farm.hold(key, attempt, missing)
+        self.act()
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data())
+    def fail_to_build(self, data: st.DataObject) -> None:
+        """The builder is at fault: the job is queued for another."""
+        key = self.pick(self.running(), data)
+        attempt, legs = self.start(key)
+        for leg in legs:
+            self.farm.tell(key, Status.QUEUED, attempt=attempt, arch=leg, reason="a full disk")
         self.act()
 
     @rule(data=st.data(), kind=st.sampled_from(OrderKind.ALL))
@@ -576,6 +911,19 @@ class BatchMachine(RuleBasedStateMachine):
         running = self.farm.in_state(MemberState.RELEASED)
         assert self.farm.state.released_ahead[ARCH] == len(running)
 
+    @invariant()
+    def a_member_waits_for_something(self) -> None:
+        for each in self.farm.state.members.values():
+            assert bool(each.missing_by_leg) == (each.state == MemberState.WAITING)
+            assert not each.missing_by_leg.keys() & each.results.keys()
+
+    @invariant()
+    def a_batch_is_over_when_all_its_legs_are(self) -> None:
+        state = self.farm.state
+        if state.is_over and not any(each.is_wanted for each in state.members.values()):
+            assert not self.running()
+            assert not self.farm.in_state(MemberState.WAITING)
+
     def teardown(self) -> None:
         """Let the farm publish all that it may build: each member ends, or rests behind a broken one."""
         farm = self.farm
@@ -584,10 +932,12 @@ class BatchMachine(RuleBasedStateMachine):
         for _ in range(200):
             farm.unprovided = set(farm.state.members)
             farm.act()
-            for key in farm.in_state(*MemberState.RUNNING):
-                farm.finish(key)
-            for key in farm.in_state(MemberState.BUILT):
-                farm.tell(key, Status.PUBLISHED)
+            for key in self.running():
+                attempt, legs = self.start(key)
+                for leg in legs:
+                    farm.tell(key, Status.PUBLISHED, attempt=attempt, arch=leg)
+            for key, leg in self.built():
+                farm.tell(key, Status.PUBLISHED, arch=leg)
             if farm.state.is_paused:
                 farm.order(OrderKind.RESUME)
             if farm.state.is_over or farm.state.rests:
