@@ -97,6 +97,13 @@ class Talker:
         self.process.wait(20)
         return time.monotonic() - began
 
+    def wait_until_up(self) -> None:
+        """Wait until it is connected; if it is not, tell what it said instead."""
+        try:
+            until(self.is_up, BOUND_SECONDS, "it is there")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said: {self.said()}") from None
+
     def publish(self, *payloads: Any) -> None:
         """Publish these as results, in one connection."""
         certificate, key = self.mosquitto.authority.issue("notifier")
@@ -147,7 +154,7 @@ def test_systemd_hears_that_it_is_alive_with_irc_and_without(
 
 def test_a_result_is_a_line_in_the_channel(talker: Talker, person: Person) -> None:
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     talker.publish({**result(reason="%build failed"), "url": "http://bstore/place/"}, result(2, "Success"))
     until(lambda: len(person.heard("#reimzul")) == 2, 10, "both are said")
     assert person.heard("#reimzul") == [
@@ -173,7 +180,7 @@ def test_targets_and_arches_have_channels_of_their_own(talker: Talker, person: P
 
 def test_nothing_in_a_field_ends_the_line_or_is_a_command(talker: Talker, person: Person) -> None:
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     evil = "x\r\nQUIT :gone\r\nPRIVMSG #reimzul :\x01ACTION lies\x01\x02\x0304\u2028y"
     talker.publish({**result(), "reason": evil, "submitter": evil, "url": evil, "srpm": "é" * 4000}, result(2))
     until(lambda: len(person.heard("#reimzul")) == 2, 10, "both are said")
@@ -185,7 +192,7 @@ def test_nothing_in_a_field_ends_the_line_or_is_a_command(talker: Talker, person
 
 def test_garbage_is_passed_over(talker: Talker, person: Person) -> None:
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     talker.publish(b"\xff\xfe", b"[", b"[" * 100_000, b"17", b"{}", {"status": 1}, result())
     until(lambda: len(person.heard("#reimzul")) == 1, 10, "what is a result is said")
     assert talker.process
@@ -194,7 +201,7 @@ def test_garbage_is_passed_over(talker: Talker, person: Person) -> None:
 
 def test_an_irc_server_that_was_away_hears_all_of_it_once(talker: Talker, ngircd: Ngircd) -> None:
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     ngircd.stop()
     until(lambda: "retrying in 2 s" in talker.said(), BOUND_SECONDS, "it is noticed")
     talker.publish(*(result(number) for number in range(60)))
@@ -211,7 +218,7 @@ def test_an_mqtt_broker_that_was_away_is_listened_to_again(
     talker: Talker, mosquitto: Mosquitto, person: Person
 ) -> None:
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     mosquitto.stop()
     until(lambda: "disconnected" in talker.said(), BOUND_SECONDS, "it is noticed")
     mosquitto.start()
@@ -222,7 +229,7 @@ def test_an_mqtt_broker_that_was_away_is_listened_to_again(
 
 def test_what_is_published_while_it_is_down_is_said_when_it_is_up(talker: Talker, person: Person) -> None:
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     talker.signal(signal.SIGKILL)
     talker.publish(*(result(number) for number in range(5)))
     talker.start()
@@ -232,7 +239,7 @@ def test_what_is_published_while_it_is_down_is_said_when_it_is_up(talker: Talker
 def test_a_flood_is_said_at_a_bearable_pace(talker: Talker, person: Person) -> None:
     talker.settings["irc"]["seconds_a_line"] = 1
     talker.start()
-    until(talker.is_up, BOUND_SECONDS, "it is there")
+    talker.wait_until_up()
     talker.publish(*(result(number) for number in range(8)))
     began = time.monotonic()
     until(lambda: len(person.heard("#reimzul")) >= 2, 5, "the first come at once")
@@ -253,7 +260,7 @@ def test_a_channel_that_does_not_let_us_in_holds_back_no_other(talker: Talker, p
 def test_a_nick_that_is_taken_gets_a_tail(talker: Talker, ngircd: Ngircd, person: Person) -> None:
     with closing(Person(ngircd.port, "reimzul")):
         talker.start()
-        until(talker.is_up, BOUND_SECONDS, "it is there")
+        talker.wait_until_up()
         until(lambda: person.has(":reimzul_!"), BOUND_SECONDS, "its other name is seen")
 
 
