@@ -232,7 +232,7 @@ def watch_batch(incoming: Path) -> Iterator[bool]:
 
 def tail_of(path: Path) -> str:
     with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 200))
+        stream.seek(max(0, path.stat().st_size - 4000))
         return stream.read().decode()
 
 
