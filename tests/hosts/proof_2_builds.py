@@ -25,7 +25,7 @@ def test_build_heard(farm: Farm, tell: Tell) -> None:
         until(lambda: farm.watchers() == 4, 120, "all workers are back")
         since = float(farm.controller.run("date +%s.%N").out)
         for source in farm.base.sources:
-            if source.name.startswith("hello-"):  # what it is built with is on the builders
+            if source.name.startswith("hello-2"):  # what it is built with is on the builders
                 farm.published(farm.submit(f"{SOURCES_THERE}/{source.name}"))
     heard = Capture.read(path)
     assert heard.others == []
