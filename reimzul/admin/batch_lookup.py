@@ -20,7 +20,7 @@ from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkersUnavailable, list_live
 from reimzul.plan import view
 from reimzul.plan.arrangement import SEED_SUFFIX
-from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, read_summary
+from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, load_batch, read_summary
 from reimzul.plan.document import FOLDER
 from reimzul.plan.state import BatchState
 
@@ -102,7 +102,7 @@ def match_members(state: BatchState, names: Sequence[str], arch: str | None = No
 def find_state_of_build(settings: Settings, batch: str) -> BatchState | None:
     """Return the batch that a build belongs to; None if its files are gone, or this user cannot read them."""
     with contextlib.suppress(InputError):
-        return BatchFiles(settings.incoming.folder, batch).state
+        return load_batch(settings.incoming.folder, batch)
     return None
 
 

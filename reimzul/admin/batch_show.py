@@ -12,7 +12,7 @@ from reimzul.admin import batch_lookup, batch_members, lookup, output
 from reimzul.admin.causes import find_build_before
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED
-from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.formatting import format_duration, format_time, list_first, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
@@ -194,8 +194,7 @@ def _describe_end(view: BatchView) -> str | None:
 def _describe_chain(outlook: Outlook) -> str | None:
     if not outlook.chain:
         return None
-    more = f" and {len(outlook.chain) - _MAX_CHAIN:,} more" if len(outlook.chain) > _MAX_CHAIN else ""
-    return f"{format_duration(outlook.chain_seconds)}: {', '.join(outlook.chain[:_MAX_CHAIN])}{more}"
+    return f"{format_duration(outlook.chain_seconds)}: {list_first(outlook.chain, _MAX_CHAIN)}"
 
 
 def _describe_newly_failing(view: BatchView) -> str | None:

@@ -75,7 +75,7 @@ class BuildFacts:
 
     @property
     def _healthy_workers(self) -> list[WorkerRecord]:
-        states = (WorkerState.IDLE, WorkerState.BUILDING) if self.tube.watchers else ()
+        states = WorkerState.TAKING_JOBS if self.tube.watchers else ()
         return [
             worker
             for worker in self.workers or ()

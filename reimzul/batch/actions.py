@@ -24,7 +24,8 @@ from reimzul.core import control
 from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube, cancel_tube
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildRequest, Status
-from reimzul.core.validators import TIMESTAMP_FORMAT
+from reimzul.core.validators import now_timestamp
+from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
 from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.progress import MemberProgress, MemberState
@@ -114,6 +115,10 @@ class ActionRunner:
         """The numbers that a job may have which was put after the last noted one: they fall when a binlog is lost."""
         if now > self.batch.last_job:
             return range(self.batch.last_job + 1, now)
+        return self._own_numbers_before(now)
+
+    def _own_numbers_before(self, now: int) -> range:
+        """The numbers that any job of the batch may have."""
         return range(self.batch.first_job if now > self.batch.first_job else 1, now)
 
     # --- release and take back
@@ -257,8 +262,7 @@ class ActionRunner:
     def _clear_jobs(self) -> None:
         """Complete the ends that a kill has left half done; delete held doubles, which the journal does not name."""
         members = {each.build_id: each for each in self.state.members.values() if each.build_id}
-        now = jobs.next_job_number(self.broker)
-        numbers = range(self.batch.first_job if now > self.batch.first_job else 1, now)
+        numbers = self._own_numbers_before(jobs.next_job_number(self.broker))
         for job, request in jobs.find_jobs(self.broker, numbers, members, self._ping).items():
             progress = members[request.build_id]
             with contextlib.suppress(ReservationLost):
@@ -282,7 +286,7 @@ def make_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
         submitter=plan.submitter,
         scratch=plan.scratch,
         build_id=batch.state.next_build_id(progress.key),
-        timestamp=time.strftime(TIMESTAMP_FORMAT, time.gmtime()),
+        timestamp=now_timestamp(),
         srpm_sha256=member.srpm_sha256,
         parent=progress.build_id,
         rebuild=True,
@@ -298,4 +302,4 @@ def next_event_time(progress: MemberProgress) -> float:
 
 def name_package(progress: MemberProgress) -> dict[str, str]:
     """What an event says about the package of a member."""
-    return {"pkgname": progress.member.name.removesuffix("~seed"), "evr": progress.member.evr}
+    return {"pkgname": progress.member.name.removesuffix(SEED_SUFFIX), "evr": progress.member.evr}

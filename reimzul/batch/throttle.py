@@ -63,8 +63,8 @@ class Throttle:
         except ReimzulError as error:
             log.warning("the workers are not counted, one is assumed for each tube: %s", error)
             return {}
-        taking = (WorkerState.IDLE, WorkerState.BUILDING)
-        return Counter(tube for each in workers if each.heartbeat.state in taking for tube in each.heartbeat.arches)
+        heartbeats = [each.heartbeat for each in workers if each.heartbeat.state in WorkerState.TAKING_JOBS]
+        return Counter(tube for each in heartbeats for tube in each.arches)
 
 
 def _count_candidates(state: BatchState) -> Counter[str]:

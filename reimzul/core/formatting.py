@@ -90,6 +90,12 @@ def pluralize(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
+def list_first(names: Sequence[str], limit: int) -> str:
+    """List the first names, and say how many more there are."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def find_nearest(given: str, known: Iterable[str]) -> str:
     """Return the known word that a misspelt one is most like; "" if none is like it."""
     import difflib  # rarely needed, and it would delay the start of every command

@@ -50,6 +50,8 @@ class Status:
 UPLOAD = "upload: "
 #: The prefix of the reason of a `Queued` whose attempt was nobody's fault: it counts neither as try nor as fault.
 NOBODY = "nobody's fault: "
+#: The prefix of the reason of a `Failed` leg that used up its tries.
+NO_BUILDER = "no builder could build it: "
 
 
 @attr.frozen(kw_only=True)
@@ -316,6 +318,7 @@ class WorkerState:
     QUARANTINED = "quarantined"  #: takes only a canary, for its faults
 
     ALL = (IDLE, BUILDING, DRAINING, DRAINED, UNFIT, QUARANTINED)
+    TAKING_JOBS = (IDLE, BUILDING)
 
 
 class Feature:

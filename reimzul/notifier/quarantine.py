@@ -385,7 +385,7 @@ def tube_without_others(
     others = {
         tube
         for each in here
-        if each.heartbeat.host not in (host, *flags) and each.state_at(now) in (WorkerState.IDLE, WorkerState.BUILDING)
+        if each.heartbeat.host not in (host, *flags) and each.state_at(now) in WorkerState.TAKING_JOBS
         for tube in each.heartbeat.arches
     }
     return next((tube for tube in mine if tube not in others), "" if mine else "an arch that nobody knows")

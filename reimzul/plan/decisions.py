@@ -19,11 +19,9 @@ from typing import Union
 
 import attr
 
+from reimzul.core.message import NO_BUILDER
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState
-
-#: How the reason of a build begins that no builder could build (worker/build.py).
-_NO_BUILDER_PREFIX = "no builder could build it: "
 
 
 @attr.frozen
@@ -136,7 +134,7 @@ def _find_mass_fault(state: BatchState) -> str:
     last = state.failures_in_a_row[-MASS_FAULT_MEMBERS:]
     if state.is_paused or len(last) < MASS_FAULT_MEMBERS:
         return ""
-    if all(reason.startswith(_NO_BUILDER_PREFIX) for reason in last):
+    if all(reason.startswith(NO_BUILDER) for reason in last):
         return f"the last {len(last)} members could be built by no builder: {last[-1]}"
     return f"the last {len(last)} members failed alike: {last[-1]}" if len(set(last)) == 1 else ""
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attr
 
-from reimzul.core.formatting import format_duration, join_words, pluralize
+from reimzul.core.formatting import format_duration, join_words, list_first, pluralize
 from reimzul.plan import overview
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import BatchState, is_conflict
@@ -85,13 +85,8 @@ def describe_missing(progress: MemberProgress) -> str:
     """Say what a member waits for that no member of the batch is known to provide."""
     conflicts = [each for each in progress.missing if is_conflict(each)]
     missing = [each for each in progress.missing if each not in conflicts]
-    parts = [f"nobody provides {_shorten(missing)}"] if missing else []
-    return "; ".join([*parts, *([_shorten(conflicts)] if conflicts else [])])
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+    parts = [f"nobody provides {list_first(missing, _MAX_NAMED)}"] if missing else []
+    return "; ".join([*parts, *([list_first(conflicts, _MAX_NAMED)] if conflicts else [])])
 
 
 def describe_wait(state: BatchState, key: str, now: float) -> str:

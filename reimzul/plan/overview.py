@@ -13,7 +13,7 @@ from typing import Optional
 import attr
 
 from reimzul.core.failure_cause import FailureCause, find_cause
-from reimzul.core.formatting import pluralize
+from reimzul.core.formatting import list_first, pluralize
 from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import BatchState
@@ -67,9 +67,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 def list_names(members: Iterable[MemberProgress]) -> str:
     """List members by their keys, as many as a sentence can hold."""
-    keys = [each.key for each in members]
-    more = f" and {len(keys) - _MAX_NAMED_MEMBERS:,} more" if len(keys) > _MAX_NAMED_MEMBERS else ""
-    return ", ".join(keys[:_MAX_NAMED_MEMBERS]) + more
+    return list_first([each.key for each in members], _MAX_NAMED_MEMBERS)
 
 
 # --- failures

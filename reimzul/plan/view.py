@@ -45,8 +45,7 @@ def make_view(state: BatchState, builders: int | None, newly_failing: Sequence[s
 def count_builders(state: BatchState, heartbeats: Iterable[WorkerHeartbeat]) -> int:
     """Count the workers that take jobs of a batch's tubes."""
     tubes = {progress.member.tube for progress in state.members.values()}
-    taking = (WorkerState.IDLE, WorkerState.BUILDING)
-    return sum(bool(tubes & set(each.arches)) and each.state in taking for each in heartbeats)
+    return sum(bool(tubes & set(each.arches)) and each.state in WorkerState.TAKING_JOBS for each in heartbeats)
 
 
 def describe_phase(state: BatchState) -> str:

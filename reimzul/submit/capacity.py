@@ -28,7 +28,7 @@ def measure_capacity(
     history: History | None, workers: Iterable[WorkerRecord], arches: Iterable[str], known: Arches, priority: int
 ) -> Capacity:
     """Estimate when builds that are submitted now start. Without a history, as if no build waited."""
-    able = [each for each in workers if each.heartbeat.state in (WorkerState.IDLE, WorkerState.BUILDING)]
+    able = [each for each in workers if each.heartbeat.state in WorkerState.TAKING_JOBS]
     unfinished = history.find_unfinished() if history else []
     starts: dict[str, float] = {}
     for arch in arches:

@@ -156,4 +156,4 @@ class _ArchCheck:
 
 
 def _takes_jobs(worker: WorkerRecord) -> bool:
-    return worker.heartbeat.state in (WorkerState.IDLE, WorkerState.BUILDING)
+    return worker.heartbeat.state in WorkerState.TAKING_JOBS

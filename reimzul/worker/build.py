@@ -35,7 +35,7 @@ from reimzul.core.formatting import format_time
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, Phase, RepogenRequest, Status, event_for
+from reimzul.core.message import MAX_NAMED_RPMS, NO_BUILDER, BuildEvent, Phase, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.core.store_paths import StoreUrls
@@ -53,8 +53,6 @@ T = TypeVar("T")
 
 #: Seconds between two checks whether the build is to end.
 POLL_SECONDS = 0.25
-#: How the reason of a leg begins that used up its tries.
-NO_BUILDER_PREFIX = "no builder could build it: "
 #: Our own phases, before and after mock's.
 _SOURCE, _UPLOAD = "source", "upload"
 
@@ -390,7 +388,7 @@ class BuildAttempt:
 
         A build that was ended for its time has none, nor has one for which mock was not run.
         """
-        if manifest.reason.startswith(NO_BUILDER_PREFIX) and self.final_failure_reason:
+        if manifest.reason.startswith(NO_BUILDER) and self.final_failure_reason:
             last = self.attempt.request.builder_faults[-1]
             return FirstError(last.first_error, last.error_line)
         if manifest.exit_code is None or is_timeout(manifest.reason):

@@ -36,10 +36,18 @@ from reimzul.core.errors import (
 )
 from reimzul.core.fs import FreeSpace
 from reimzul.core.heartbeat import HeartbeatSender
-from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, WorkerState, event_for, new_attempt
+from reimzul.core.message import (
+    NO_BUILDER,
+    NOBODY,
+    BuildRequest,
+    FailedAttempt,
+    Status,
+    WorkerState,
+    event_for,
+    new_attempt,
+)
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.worker.build import (
-    NO_BUILDER_PREFIX,
     BuildAttempt,
     BuildCancelled,
     BuildEnvironment,
@@ -383,7 +391,7 @@ def summarize_faults(faults: Sequence[FailedAttempt]) -> str:
         if fault.builder not in hosts:
             hosts.append(fault.builder)
     reasons = (f"{', '.join(hosts)}: {reason}" for reason, hosts in builders.items())
-    return f"{NO_BUILDER_PREFIX}{'; '.join(reasons)}"
+    return f"{NO_BUILDER}{'; '.join(reasons)}"
 
 
 def seconds_since_fault(submitted: str, fault: float, now: float, age: float) -> float:
