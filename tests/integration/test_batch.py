@@ -32,6 +32,13 @@ def stand(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> Iterator[St
 DIAMOND = (member("app", "left", "right"), member("left", "base"), member("right", "base"), member("base"))
 
 
+def release_base(stand: Stand, broker: Broker, farm: FakeFarm) -> None:
+    """Submit the diamond to builders that take no jobs yet, and wait until its base is released."""
+    farm.is_building.clear()
+    stand.submit(broker, make_plan(*DIAMOND))
+    stand.wait_for({"base": "released"})
+
+
 def test_members_are_put_held_and_released_once_what_they_need_is_published(stand: Stand, broker: Broker) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
@@ -82,9 +89,7 @@ def test_a_batch_whose_plan_is_gone_goes_on_when_it_is_back_and_has_missed_no_ev
 ) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
-        farm.is_building.clear()
-        stand.submit(broker, make_plan(*DIAMOND))
-        stand.wait_for({"base": "released"})
+        release_base(stand, broker, farm)
         path = plan_path(stand.incoming, BATCH_ID)
         body = path.read_bytes()
         path.unlink()
@@ -168,9 +173,7 @@ def test_a_skipped_member_holds_up_nobody_and_its_job_is_gone(stand: Stand, brok
 def test_a_pause_takes_back_what_is_released_and_a_resume_goes_on(stand: Stand, broker: Broker) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
-        farm.is_building.clear()
-        stand.submit(broker, make_plan(*DIAMOND))
-        stand.wait_for({"base": "released"})
+        release_base(stand, broker, farm)
         stand.order(broker, "pause")
         stand.wait_for({"base": "held"})
         assert held_names(broker) == ["app", "base", "left", "right"]
@@ -186,9 +189,7 @@ def test_a_pause_takes_back_what_is_released_and_a_resume_goes_on(stand: Stand, 
 def test_a_cancelled_batch_ends_every_member_once_and_leaves_no_job(stand: Stand, broker: Broker) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
-        farm.is_building.clear()
-        stand.submit(broker, make_plan(*DIAMOND))
-        stand.wait_for({"base": "released"})
+        release_base(stand, broker, farm)
         stand.order(broker, "cancel")
         stand.wait_until_over()
         until(lambda: len([e for e in farm.events if e.status == Status.CANCELLED]) == 4, 10, "all are announced")
@@ -215,9 +216,7 @@ def test_a_member_that_is_cancelled_before_it_is_put_is_never_put(stand: Stand, 
 def test_a_replaced_member_is_built_from_the_other_source_rpm(stand: Stand, broker: Broker) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
-        farm.is_building.clear()
-        stand.submit(broker, make_plan(*DIAMOND))
-        stand.wait_for({"base": "released"})
+        release_base(stand, broker, farm)
         newer = member("base", srpm="base-1-2.src.rpm", srpm_sha256="b" * 64, evr="1-2.el9")
         plan = make_plan(*DIAMOND[:3], newer)
         temporary = plan_path(stand.incoming, BATCH_ID, "0" * 64)
@@ -264,9 +263,7 @@ def test_only_two_builds_for_each_worker_are_released_ahead_of_the_builders(stan
 def test_a_build_that_a_person_kicks_is_taken_as_released(stand: Stand, broker: Broker) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
-        farm.is_building.clear()
-        stand.submit(broker, make_plan(*DIAMOND))
-        stand.wait_for({"base": "released"})
+        release_base(stand, broker, farm)
         stand.order(broker, "pause")
         stand.wait_for({"base": "held"})
         broker.kick(stand.state().members[f"right.{ARCH}"].job)

@@ -25,6 +25,7 @@ from reimzul.core.listed_packages import iterate_provides
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.store_paths import StoreUrls
 from reimzul.plan.document import Member
+from reimzul.plan.progress import MemberProgress
 from tests import srpms, webserver
 from tests.batch import ARCH, TARGET, FakeFarm, Stand, held_names, list_jobs, make_plan, member
 from tests.conftest import Beanstalkd
@@ -318,13 +319,19 @@ def test_a_single_build_whose_follower_waits_is_not_forgotten(stand: Stand, brok
 # --- lost jobs
 
 
+def release_base(stand: Stand, broker: Broker, farm: FakeFarm) -> MemberProgress:
+    """Submit two members to builders that take no jobs yet, and wait until the first can be reserved."""
+    farm.is_building.clear()
+    stand.submit(broker, make_plan(member("base"), member("app", "base")))
+    stand.wait_for({"base": "released"})
+    progress = stand.state().members[f"base.{ARCH}"]
+    until(lambda: broker.job_stats(progress.job).state == "ready", 5, "it is kicked")
+    return progress
+
+
 def test_a_lost_job_is_put_again_with_its_build_id(hasty: Stand, broker: Broker) -> None:
     with FakeFarm(hasty) as farm:
-        farm.is_building.clear()
-        hasty.submit(broker, make_plan(member("base"), member("app", "base")))
-        hasty.wait_for({"base": "released"})
-        progress = hasty.state().members[f"base.{ARCH}"]
-        until(lambda: broker.job_stats(progress.job).state == "ready", 5, "it is kicked")
+        progress = release_base(hasty, broker, farm)
         broker.delete(progress.job)
         until(lambda: hasty.count_entries("put again"), 15, "it is put again")
         farm.is_building.set()
@@ -334,11 +341,7 @@ def test_a_lost_job_is_put_again_with_its_build_id(hasty: Stand, broker: Broker)
 
 def test_a_result_that_never_arrived_is_read_from_the_history(hasty: Stand, broker: Broker) -> None:
     with FakeFarm(hasty) as farm:
-        farm.is_building.clear()
-        hasty.submit(broker, make_plan(member("base"), member("app", "base")))
-        hasty.wait_for({"base": "released"})
-        progress = hasty.state().members[f"base.{ARCH}"]
-        until(lambda: broker.job_stats(progress.job).state == "ready", 5, "it is kicked")
+        progress = release_base(hasty, broker, farm)
         made = BuildRequest.decode(broker.peek(progress.job))
         farm.record([event_for(made, status) for status in (Status.SUCCESS, Status.PUBLISHED)])
         broker.delete(progress.job)

@@ -16,12 +16,10 @@ from reimzul.core import control
 from reimzul.core.beanstalk import HELD_SECONDS, PRIORITY, Broker
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildRequest, event_for
-from reimzul.core.store_paths import StorePaths
-from tests import uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, build_id
 from tests.integration.test_doctor import look, patient
-from tests.integration.test_operator_acts import SHORT, X86_64, Ground, run, told
+from tests.integration.test_operator_acts import SHORT, X86_64, Ground, run, serving_failed_leg, told
 from tests.waiting import until
 
 BATCH = "5f0c12ab"
@@ -166,24 +164,15 @@ def test_a_retry_of_a_member_is_a_build_of_the_same_batch(ground: Ground, tmp_pa
     ground.claim().delete()
     ground.announce(1, "Failed", reason="%build failed", batch=BATCH)
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
-    store = StorePaths(tmp_path / "bstore")
-    store.spool.mkdir(parents=True)
-    spool = uploads.spool_of(store, uploads.upload(store, {}, of=request, status="Failed"))
-    entry = tmp_path / "bstore" / "index" / f"{request.build_id}.x86_64"
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    spool.rename(entry)
-    server = webserver.serve(tmp_path)
-    ini = tmp_path / "reimzul.ini"
-    ini.write_text(ini.read_text().replace("127.0.0.1:9/", f"127.0.0.1:{server.server_port}/"))
-    told("retry", SHORT)
-    claim = ground.claim()
-    again = claim.message
-    assert (again.batch, again.parent, again.rebuild) == (BATCH, build_id(1), True)
-    assert (again.bconds, again.dep_wait) == (("bootstrap",), 60)
-    until(lambda: bool(told("builds", "--build", again.build_id)), 20, "it is in the history")
-    assert told("builds", "--build", again.build_id)[0]["batch"] == BATCH
-    claim.delete()
-    webserver.close(server)
+    with serving_failed_leg(tmp_path, request):
+        told("retry", SHORT)
+        claim = ground.claim()
+        again = claim.message
+        assert (again.batch, again.parent, again.rebuild) == (BATCH, build_id(1), True)
+        assert (again.bconds, again.dep_wait) == (("bootstrap",), 60)
+        until(lambda: bool(told("builds", "--build", again.build_id)), 20, "it is in the history")
+        assert told("builds", "--build", again.build_id)[0]["batch"] == BATCH
+        claim.delete()
 
 
 def test_the_source_rpm_of_a_held_build_stays(ground: Ground) -> None:

@@ -128,6 +128,24 @@ def told(*words: object) -> Any:
     return json.loads(done.stdout)
 
 
+@contextlib.contextmanager
+def serving_failed_leg(folder: Path, request: BuildRequest) -> Iterator[None]:
+    """Serve a store that has the failed x86_64 leg of a request, and let the commands read it."""
+    store = StorePaths(folder / "bstore")
+    store.spool.mkdir(parents=True)
+    spool = uploads.spool_of(store, uploads.upload(store, {}, of=request, status="Failed"))
+    entry = folder / "bstore" / "index" / f"{request.build_id}.x86_64"
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    spool.rename(entry)
+    server = webserver.serve(folder)
+    ini = folder / "reimzul.ini"
+    ini.write_text(ini.read_text().replace("127.0.0.1:9/", f"127.0.0.1:{server.server_port}/"))
+    try:
+        yield
+    finally:
+        webserver.close(server)
+
+
 @pytest.fixture
 def ground(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
     """A controller that runs."""
@@ -401,21 +419,12 @@ def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, t
     ground.claim().delete()
     ground.announce(1, "Failed", reason="%build failed")
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
-    store = StorePaths(tmp_path / "bstore")
-    store.spool.mkdir(parents=True)
-    spool = uploads.spool_of(store, uploads.upload(store, {}, of=request, status="Failed"))
-    entry = tmp_path / "bstore" / "index" / f"{request.build_id}.x86_64"
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    spool.rename(entry)
-    server = webserver.serve(tmp_path)
-    ini = tmp_path / "reimzul.ini"
-    ini.write_text(ini.read_text().replace("127.0.0.1:9/", f"127.0.0.1:{server.server_port}/"))
-    for words in ([], ["--failed"]):
-        (queued,) = told("retry", SHORT, *words)
-        claim = ground.claim()
-        assert (claim.message.legs, queued["arches"]) == (("x86_64",), ["x86_64"])
-        claim.delete()
-    webserver.close(server)
+    with serving_failed_leg(tmp_path, request):
+        for words in ([], ["--failed"]):
+            (queued,) = told("retry", SHORT, *words)
+            claim = ground.claim()
+            assert (claim.message.legs, queued["arches"]) == (("x86_64",), ["x86_64"])
+            claim.delete()
 
 
 def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
