@@ -98,7 +98,7 @@ class ActionRunner:
         priority = self.state.plan.priority + member.rank
         jobs.announce_queued(
             self.broker, request, arches, job, priority, member.tube, held=True, reason=reason, waits_for=waits_for,
-            at=next_event_time(progress), **name_package(progress),
+            at=jobs.next_event_time(progress.at), **name_package(progress),
         )  # fmt: skip
 
     def _note_unnoted(self) -> None:
@@ -160,7 +160,7 @@ class ActionRunner:
         arches = progress.list_unfinished(found.request.announced_arches)
         jobs.announce_queued(
             self.broker, found.request, arches, progress.job, found.stats.priority, progress.member.tube, held=False,
-            reason=reason, at=next_event_time(progress), **name_package(progress),
+            reason=reason, at=jobs.next_event_time(progress.at), **name_package(progress),
         )  # fmt: skip
 
     def _take_back(self, keys: Iterable[str]) -> None:
@@ -293,11 +293,6 @@ def make_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
         batch=batch.id,
         bconds=member.bconds,
     )
-
-
-def next_event_time(progress: MemberProgress) -> float:
-    """The time of an event that is to be the newest of its build, even if a builder's clock is ahead."""
-    return round(max(time.time(), progress.at + 0.001), 3)
 
 
 def name_package(progress: MemberProgress) -> dict[str, str]:

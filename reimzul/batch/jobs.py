@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
@@ -65,6 +66,11 @@ def find_jobs(
         if request is not None and request.build_id in build_ids:
             found[number] = request
     return found
+
+
+def next_event_time(last: float) -> float:
+    """The time of an event that is to be the newest of its build, even if a builder's clock is ahead."""
+    return round(max(time.time(), last + 0.001), 3)
 
 
 def announce_queued(

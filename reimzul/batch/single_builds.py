@@ -175,7 +175,7 @@ class SingleBuilds:
             reason = f"released: job {build.job} of tube {build.tube}"
             jobs.announce_queued(
                 broker, found.request, list_legs(build), build.job, found.stats.priority, build.tube, held=False,
-                reason=reason, at=round(max(time.time(), build.event_at + 0.001), 3),
+                reason=reason, at=jobs.next_event_time(build.event_at),
             )  # fmt: skip
 
     def _finish_if_over(self, build: SingleBuild) -> None:

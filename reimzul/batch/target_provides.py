@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 import attr
 
 from reimzul.core.arch import Arches
+from reimzul.core.batch_message import is_conflict
 from reimzul.core.capability import Provide, is_satisfied, list_names
 from reimzul.core.errors import ReimzulError
 from reimzul.core.http_client import Document, HttpSession, HttpUnavailable, NotFound
@@ -24,7 +25,6 @@ from reimzul.core.listed_packages import fetch_newer_repomd, iterate_files, iter
 from reimzul.core.retry import LogThrottle
 from reimzul.core.store_paths import StoreUrls
 from reimzul.plan.progress import select_decisive
-from reimzul.plan.state import is_conflict
 
 log = logging.getLogger(__name__)
 

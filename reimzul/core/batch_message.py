@@ -23,6 +23,11 @@ from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
 CONFLICT_PREFIX = "conflict: "
 
 
+def is_conflict(missing: str) -> bool:
+    """Whether what a build waits for is a package that conflicts with others, not a capability."""
+    return missing.startswith(CONFLICT_PREFIX)
+
+
 @attr.frozen(kw_only=True)
 class BatchRequest(Message):
     batch: str = field(validators.batch_id)

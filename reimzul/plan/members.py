@@ -8,10 +8,11 @@ from typing import Any
 
 import attr
 
+from reimzul.core.batch_message import is_conflict
 from reimzul.core.formatting import format_duration, join_words, list_first, pluralize
 from reimzul.plan import overview
 from reimzul.plan.progress import MemberProgress, MemberState
-from reimzul.plan.state import BatchState, is_conflict
+from reimzul.plan.state import BatchState
 
 #: The order of states in a table: members that run, those that need a person, then those that wait.
 _STATE_ORDER = (

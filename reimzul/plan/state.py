@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
-from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind
+from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind, is_conflict
 from reimzul.core.message import NAMESPACE, BuildEvent, Status
 from reimzul.plan.document import Plan
 from reimzul.plan.journal import Entry, EntryKind
@@ -455,11 +455,6 @@ class BatchState:
         conflicts = list(filter(is_conflict, missing))
         has_all = all(is_published(each) for each in missing if each not in conflicts)
         return has_all and (not conflicts or any(is_published(each, progress.started) for each in conflicts))
-
-
-def is_conflict(missing: str) -> bool:
-    """Whether what a build waits for is a package that conflicts with others, not a capability."""
-    return missing.startswith(CONFLICT_PREFIX)
 
 
 def event_entry(event: BuildEvent, at: float) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import attr
 
-from reimzul.core.batch_message import CONFLICT_PREFIX
+from reimzul.core.batch_message import CONFLICT_PREFIX, is_conflict
 from reimzul.core.message import MAX_MISSING, BuildRequest
 from reimzul.worker.error_patterns import UNPROVIDED
 
@@ -59,8 +59,8 @@ def find_unmet(output: str) -> UnmetRequirements:
 
 def describe_missing(missing: Sequence[str]) -> str:
     """Describe what a build waits for, as part of a sentence."""
-    conflicts = [each[len(CONFLICT_PREFIX) :] for each in missing if each.startswith(CONFLICT_PREFIX)]
-    own = [each for each in missing if not each.startswith(CONFLICT_PREFIX)]
+    conflicts = [each[len(CONFLICT_PREFIX) :] for each in missing if is_conflict(each)]
+    own = [each for each in missing if not is_conflict(each)]
     parts = [f"{', '.join(own)}, which nobody provides"] if own else []
     parts += [f"a new build of {' or '.join(conflicts)}, which cannot be installed"] if conflicts else []
     return "; ".join(parts)
