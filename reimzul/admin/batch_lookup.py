@@ -19,9 +19,8 @@ from reimzul.core.formatting import list_known, pluralize, suggest_nearest
 from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkersUnavailable, list_live
 from reimzul.plan import view
-from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, load_batch, read_summary
-from reimzul.plan.document import FOLDER
+from reimzul.plan.document import FOLDER, SEED_SUFFIX
 from reimzul.plan.state import BatchState
 
 _ID = re.compile(r"[0-9a-f]{1,8}")

@@ -27,8 +27,8 @@ from reimzul.core.listed_packages import PackageContent, iterate_contents
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.plan import overview
-from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.batches import BatchFiles
+from reimzul.plan.document import SEED_SUFFIX
 from reimzul.plan.overview import BatchPhase
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.staleness import InstalledPackage, PublishedPackages, find_last_pass, parse_installed

@@ -25,8 +25,8 @@ from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube, cancel_tube
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildRequest, Status
 from reimzul.core.validators import now_timestamp
-from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
+from reimzul.plan.document import SEED_SUFFIX
 from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.progress import MemberProgress, MemberState
 

@@ -11,11 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import attr
 
+from reimzul.plan.document import SEED_SUFFIX
 from reimzul.plan.edges import Needs
 from reimzul.plan.graph import find_components, find_cycles, find_shortest_cycle, order_nodes, reverse_graph
-
-#: What ends the name of a seed's member.
-SEED_SUFFIX = "~seed"
 
 
 @attr.frozen(kw_only=True)

@@ -22,6 +22,8 @@ FOLDER = ".batches"
 #: A plan of 40,000 members has some 60 MB.
 _MAX_BYTES = 256 << 20
 MAX_MEMBERS = 100_000
+#: What ends the name of a seed's member.
+SEED_SUFFIX = "~seed"
 
 
 class OrderRule:

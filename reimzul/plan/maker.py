@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 import attr
 
 from reimzul.core.arch import NOARCH, Arches
-from reimzul.plan.arrangement import SEED_SUFFIX, Arrangement, arrange_sources
-from reimzul.plan.document import Member
+from reimzul.plan.arrangement import Arrangement, arrange_sources
+from reimzul.plan.document import SEED_SUFFIX, Member
 from reimzul.plan.edges import CapabilityIndex, PlannedSource, find_needs
 from reimzul.plan.graph import measure_chains, rank_chains
 

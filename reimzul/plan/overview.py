@@ -14,7 +14,7 @@ import attr
 
 from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.formatting import list_first, pluralize
-from reimzul.plan.arrangement import SEED_SUFFIX
+from reimzul.plan.document import SEED_SUFFIX
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import BatchState
 

@@ -13,9 +13,8 @@ import attr
 
 from reimzul.core.errors import InputError
 from reimzul.core.rpm_header import Header
-from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.contents import list_required_names
-from reimzul.plan.document import Member, OrderRule, Plan
+from reimzul.plan.document import SEED_SUFFIX, Member, OrderRule, Plan
 
 
 def replace_source(plan: Plan, before: Header | None, after: Header, srpm: str, srpm_sha256: str) -> Plan:
