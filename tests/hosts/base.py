@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -187,7 +188,9 @@ def _make_wheels(goal: Path) -> None:
 
 def _requirements() -> Sequence[str]:
     """The requirements of `pip install .[controller,irc]`, and those to build it."""
-    rows = importlib.metadata.requires("reimzul") or []
+    # as it is installed in the environment: the checkout may have an older egg-info, and comes first in sys.path
+    (installed,) = importlib.metadata.distributions(name="reimzul", path=[sysconfig.get_path("purelib")])
+    rows = installed.requires or []
     wanted = [row for row in rows if "extra ==" not in row or re.search(r"extra == .(controller|irc).", row)]
     return sorted({row.partition(";")[0].strip() for row in wanted} | {"setuptools>=77", "wheel"})
 

@@ -64,4 +64,5 @@ def test_batch_survives_a_reboot_of_the_controller(farm: Farm, tell: Tell) -> No
     for each in _show(farm, batch).values():
         farm.once(each["build_id"])
     farm.wait_idle()
-    assert farm.doctor("controller").level("batches") == "ok"
+    diagnosis = farm.doctor("controller")
+    assert {diagnosis.level(name) for name in ("batch", "batch.plans", "batch.held")} == {"ok"}, diagnosis.text
