@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -155,7 +156,8 @@ class Subscription:
         self._client.tls_set_context(_tls_context(mqtt, irc))
         self._client.reconnect_delay_set(min_delay=1, max_delay=120)
         self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = lambda *_: self._warn("cannot be reached")
+        # paho calls this while it handles the error, and does not hand it over
+        self._client.on_connect_fail = lambda *_: self._warn(f"cannot be reached: {sys.exc_info()[1]}")
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]

@@ -227,6 +227,14 @@ def test_an_mqtt_broker_that_was_away_is_listened_to_again(
     until(lambda: len(person.heard("#reimzul")) == 1, 10, "it is said")
 
 
+def test_why_the_mqtt_broker_cannot_be_reached_is_logged(talker: Talker, mosquitto: Mosquitto) -> None:
+    mosquitto.stop()
+    talker.start()
+    until(lambda: "cannot be reached: [Errno 111] Connection refused" in talker.said(), BOUND_SECONDS, "it says why")
+    mosquitto.start()
+    talker.wait_until_up()
+
+
 def test_what_is_published_while_it_is_down_is_said_when_it_is_up(talker: Talker, person: Person) -> None:
     talker.start()
     talker.wait_until_up()
