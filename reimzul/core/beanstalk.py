@@ -14,7 +14,6 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Callable, Generic, TypeVar, cast
 
 import attr
@@ -23,7 +22,14 @@ import greenstalk
 from reimzul.core import validators
 from reimzul.core.batch_message import BatchMessage, decode_batch_message
 from reimzul.core.beanstalk_stats import JobStats, ServerStats, TubeStats
-from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater, translate_errors
+from reimzul.core.errors import (
+    BrokerUnavailable,
+    ErrorTranslation,
+    InvalidMessage,
+    ReservationLost,
+    RetryLater,
+    translate_errors,
+)
 from reimzul.core.message import (
     BuildRequest,
     NotifyMessage,
@@ -141,7 +147,7 @@ _BUSY = (greenstalk.OutOfMemoryError, greenstalk.InternalError, greenstalk.Drain
 _OUT_OF_STEP = (greenstalk.Error, AssertionError, ValueError, KeyError)
 
 
-def _translating_errors(broker: Broker) -> AbstractContextManager[None]:
+def _translate_errors(broker: Broker) -> ErrorTranslation:
     """Raise our errors for greenstalk's and the socket's; close a stream that may be out of step."""
 
     def close(reason: str) -> BrokerUnavailable:
@@ -164,7 +170,7 @@ def _translated(method: F) -> F:
 
     @functools.wraps(method)
     def call(broker: Broker, *arguments: Any, **options: Any) -> Any:
-        with _translating_errors(broker):
+        with broker.translating:
             return method(broker, *arguments, **options)
 
     return cast(F, call)
@@ -178,7 +184,8 @@ class Broker:
         self._used = greenstalk.DEFAULT_TUBE
         self._claims: dict[int, ReservedJob[Any]] = {}
         self._socket: socket.socket | None = None
-        with _translating_errors(self):
+        self.translating = _translate_errors(self)
+        with self.translating:
             self._socket = socket.create_connection((host, port), answer)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -234,7 +241,7 @@ class Broker:
 
     def reserve(self, tubes: dict[str, Tube[M]], wait: int) -> ReservedJob[M] | None:
         """Reserve a job of the watched tubes; return None if none comes within `wait` seconds."""
-        with _translating_errors(self):
+        with self.translating:
             try:
                 job = self.client.reserve(wait)
             except greenstalk.TimedOutError:
@@ -389,7 +396,7 @@ class ReservedJob(Generic[M]):
         """Touch the job once a third of its ttr is over. Raises `ReservationLost`, `BrokerUnavailable`."""
         self.broker.check()
         if now or time.monotonic() - self._touched > self.stats.ttr / 3:
-            with _translating_errors(self.broker):
+            with self.broker.translating:
                 self.broker.client.touch(self._job)
             self._touched = time.monotonic()
 
@@ -420,7 +427,7 @@ class ReservedJob(Generic[M]):
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
         try:
-            with _translating_errors(self.broker):
+            with self.broker.translating:
                 yield
         except RetryLater:
             self.is_orphaned = True

@@ -333,7 +333,7 @@ class SdNotify:
         self._address = _socket_address(variables.get("NOTIFY_SOCKET", ""))
         self._every = _ping_interval(variables)
         self._due = 0.0 if self._every else float("inf")
-        self._doing = self._said = ""
+        self._doing = self._status = self._said = ""
         self._remarks: dict[str, str] = {}
         if self._address and self._every:
             faulthandler.enable(sys.__stderr__ or 2)
@@ -341,7 +341,8 @@ class SdNotify:
     def announce_ready(self, doing: str) -> None:
         """The settings are checked and signals are handled."""
         self._doing = doing
-        self._said = self._status_text()
+        self._update_status()
+        self._said = self._status
         self._send(f"READY=1\nSTATUS={self._said}", SEND_TIMEOUT_SECONDS)
         self.ping()
 
@@ -350,29 +351,30 @@ class SdNotify:
         now = time.monotonic()
         if now >= self._due and self._send("WATCHDOG=1"):
             self._due = now + self._every
-        if self._said != self._status_text():
-            self._send_status()
+        self._send_status()
 
     def set_status(self, words: str) -> None:
-        self._doing = words
+        if words != self._doing:
+            self._doing = words
+            self._update_status()
         self._send_status()
 
     def set_note(self, **remarks: str) -> None:
         """Add a note per subject to the status; an empty one removes it."""
         self._remarks.update(remarks)
+        self._update_status()
         self._send_status()
 
     def announce_stop(self) -> None:
         self._send("STOPPING=1\nSTATUS=stopping", SEND_TIMEOUT_SECONDS)
 
     def _send_status(self) -> None:
-        status = self._status_text()
-        if status != self._said and self._send(f"STATUS={status}"):
-            self._said = status
+        if self._status != self._said and self._send(f"STATUS={self._status}"):
+            self._said = self._status
 
-    def _status_text(self) -> str:
+    def _update_status(self) -> None:
         words = "; ".join(words for words in (self._doing, *self._remarks.values()) if words)
-        return " ".join(words.split())[:MAX_STATUS_CHARACTERS]
+        self._status = " ".join(words.split())[:MAX_STATUS_CHARACTERS]
 
     def _send(self, words: str, patience: float = 0.0) -> bool:
         """Send a datagram; return whether systemd received it or does not want any."""

@@ -9,7 +9,7 @@ its message is printed with, so that a script can tell causes apart.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Callable, Union
 
 #: Exit codes of every command of the project, beside 0. 2 is click's own for wrong usage.
@@ -100,21 +100,29 @@ class ProgramNotFound(ReimzulError):
     """A program the farm runs is not installed, or not where the setting says."""
 
 
-@contextlib.contextmanager
-def translate_errors(
-    translations: Mapping[Union[type[Exception], tuple[type[Exception], ...]], Callable[[Any], Exception]],
-) -> Iterator[None]:
+_Translations = Mapping[Union[type[Exception], tuple[type[Exception], ...]], Callable[[Any], Exception]]
+
+
+class ErrorTranslation(contextlib.AbstractContextManager[None]):
+    """See `translate_errors`; it has no state, so it may be entered again and by several threads."""
+
+    def __init__(self, translations: _Translations) -> None:
+        self._translations = translations
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            return
+        for kinds, translate in self._translations.items():
+            if isinstance(error, kinds):
+                raise translate(error) from error
+
+
+def translate_errors(translations: _Translations) -> ErrorTranslation:
     """Raise another error for one that is raised in the block: the first row of its class makes it.
 
     A row may also clean up, as close a connection that is out of step.
     """
-    try:
-        yield
-    except Exception as error:
-        for kinds, translate in translations.items():
-            if isinstance(error, kinds):
-                raise translate(error) from error
-        raise
+    return ErrorTranslation(translations)
 
 
 def describe_os_error(error: Exception) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import multiprocessing
 import os
@@ -13,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.util import Finalize
 
 from tests.simulate import scheduler
 from tests.simulate.run import Result, memory_folder, run_seed
@@ -56,12 +54,9 @@ def _make_tracer() -> Callable[[str], None]:
 def _run_many(seeds: range, jobs: int, seconds: float, *, fail_fast: bool) -> int:
     began, failed, steps, faults, done = time.monotonic(), [], 0, 0, 0
     context = multiprocessing.get_context("fork")
-    free: multiprocessing.SimpleQueue[int] = context.SimpleQueue()
-    for _, core in zip(range(jobs), itertools.cycle(sorted(os.sched_getaffinity(0)))):
-        free.put(core)
     with (  # the folder: seeds that are stopped leave theirs
         tempfile.TemporaryDirectory(prefix="simulate-", dir=memory_folder()) as top,
-        context.Pool(jobs, _take_core, (free,), maxtasksperchild=250) as pool,
+        context.Pool(jobs, maxtasksperchild=250) as pool,
     ):
         for result in pool.imap_unordered(partial(run_seed, top=top), seeds, chunksize=4):
             steps, faults, done = steps + result.steps, faults + len(result.faults), done + 1
@@ -79,14 +74,6 @@ def _run_many(seeds: range, jobs: int, seconds: float, *, fail_fast: bool) -> in
     )
     print(f"{len(failed)} failed{': ' if failed else ''}{' '.join(map(str, sorted(failed)))}")
     return int(bool(failed))
-
-
-def _take_core(free: multiprocessing.SimpleQueue[int]) -> None:
-    """Stay on one core until this process ends: of a seed's threads one runs at a time, and waking the next one on
-    another core takes longer than what most of them do."""
-    core = free.get()
-    os.sched_setaffinity(0, {core})
-    Finalize(None, free.put, (core,), exitpriority=0)
 
 
 def _report(result: Result) -> None:

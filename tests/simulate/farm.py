@@ -299,7 +299,11 @@ class Farm:
 
     def collect(self) -> None:
         """Take what is laid out to be signed, as the signer does at any time."""
-        for folder in sorted(self.store.tosign.glob("[!.]*/*")):
+        top = str(self.store.tosign)
+        targets = [name for name in os.listdir(top) if not name.startswith(".")] if os.path.isdir(top) else []
+        for folder in sorted(
+            self.store.tosign / target / name for target in targets for name in os.listdir(f"{top}/{target}")
+        ):
             _, arch, build_id = folder.name.rsplit(".", 2)
             self.collected.append(leg_key(build_id, arch))
             folder.rename(self.root / f"collected-{len(self.collected)}")
