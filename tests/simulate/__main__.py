@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -54,6 +55,7 @@ def _make_tracer() -> Callable[[str], None]:
 def _run_many(seeds: range, jobs: int, seconds: float, *, fail_fast: bool) -> int:
     began, failed, steps, faults, done = time.monotonic(), [], 0, 0, 0
     context = multiprocessing.get_context("fork")
+    gc.freeze()  # what is imported stays: no process needs to look through it again
     with (  # the folder: seeds that are stopped leave theirs
         tempfile.TemporaryDirectory(prefix="simulate-", dir=memory_folder()) as top,
         context.Pool(jobs, maxtasksperchild=250) as pool,
