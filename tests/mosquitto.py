@@ -20,6 +20,7 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
+        self._issued = 0
         self.certificate = folder / "ca.pem"
         self._key = folder / "ca.key"
         _openssl(
@@ -28,9 +29,13 @@ class Authority:
         )  # fmt: skip
 
     def issue(self, name: str, days: Optional[int] = None) -> tuple[Path, Path]:
-        """A certificate of that name, and its key; of negative `days` it has expired."""
-        certificate, key, request = (self.folder / f"{name}.{ending}" for ending in ("pem", "key", "csr"))
-        extensions = self.folder / f"{name}.ext"
+        """A certificate of that name, and its key; of negative `days` it has expired.
+
+        The files are new ones: mosquitto listens before it reads its own, and ends if the two do not belong together.
+        """
+        self._issued += 1
+        files = (self.folder / f"{name}-{self._issued}.{ending}" for ending in ("pem", "key", "csr", "ext"))
+        certificate, key, request, extensions = files
         extensions.write_text(f"subjectAltName = DNS:{name}\n")
         _openssl("req", "-new", *_NEW_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
         _openssl(
@@ -94,15 +99,12 @@ class Watcher:
     def __init__(self, broker: Mosquitto, folder: Path, topic: str = "reimzul/#") -> None:
         certificate, key = broker.authority.issue("watcher")
         self._heard = folder / "heard"
-        with self._heard.open("wb") as output:
-            self.process = subprocess.Popen(
-                [
-                    "stdbuf", "-oL", "mosquitto_sub", "-h", "localhost", "-p", str(broker.port), "-t", topic, "-q", "1",
-                    "-c", "-i", "watcher", "-F", "%t %p", "--cafile", str(broker.authority.certificate),
-                    "--cert", str(certificate), "--key", str(key), "-d",
-                ],
-                stdout=output,
-            )  # fmt: skip
+        self._command = [
+            "stdbuf", "-oL", "mosquitto_sub", "-h", "localhost", "-p", str(broker.port), "-t", topic, "-q", "1",
+            "-c", "-i", "watcher", "-F", "%t %p", "--cafile", str(broker.authority.certificate),
+            "--cert", str(certificate), "--key", str(key), "-d",
+        ]  # fmt: skip
+        self._start()
         try:
             until(lambda: b"Subscribed" in self._heard.read_bytes(), 10, "mosquitto_sub has subscribed")
         except BaseException:
@@ -113,7 +115,13 @@ class Watcher:
         """The payloads of a topic, in their order."""
         return [payload for name, payload in self._messages() if name == topic]
 
+    def _start(self) -> None:
+        with self._heard.open("ab") as output:
+            self.process = subprocess.Popen(self._command, stdout=output)
+
     def _messages(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        if self.process.poll() is not None:  # "Protocol error", where a broker that ends breaks off in mid-packet
+            self._start()
         for line in self._heard.read_bytes().split(b"\n")[:-1]:
             if line.startswith(b"reimzul/"):
                 topic, payload = line.decode().split(" ", 1)

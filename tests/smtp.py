@@ -94,18 +94,39 @@ class MailServer:
             self._options.update(tls_context=context, require_starttls=True)
         if password:
             self._options.update(auth_required=True, authenticator=_knows(password))
-        self._controller: Optional[Controller] = None
+        self._controller: Optional[_Controller] = None
 
     def start(self) -> None:
         """Listen."""
-        self._controller = Controller(self.mailbox, "127.0.0.1", self.port, **self._options)
+        self._controller = _Controller(self.mailbox, "127.0.0.1", self.port, **self._options)
         self._controller.start()
 
     def stop(self) -> None:
         """Listen no more; what is connected is closed."""
         if self._controller is not None:
+            asyncio.run_coroutine_threadsafe(self._controller.disconnect_all(), self._controller.loop).result(10)
             self._controller.stop()
             self._controller = None
+
+
+class _Controller(Controller):
+    """Knows its connections: those that are open when its loop ends would be closed some day, with a warning."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._sessions: list[SMTP] = []
+
+    def factory(self) -> SMTP:
+        self._sessions.append(super().factory())  # type: ignore[no-untyped-call]
+        return self._sessions[-1]
+
+    async def disconnect_all(self) -> None:
+        assert self.server
+        self.server.close()
+        for transport in (each.transport for each in self._sessions):
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()
+        await asyncio.sleep(0.01)  # they are closed in the loop's next round
 
 
 def _knows(password: str) -> Any:

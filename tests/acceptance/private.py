@@ -66,7 +66,7 @@ class PrivateMachine:
         return subprocess.run(
             [*namespace, "bash", "-c", whole],
             env={**os.environ, "PATH": path, **environment},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=900,
         )  # fmt: skip
 
     def systemctl_calls(self) -> list[str]:

@@ -130,9 +130,14 @@ def _build_a_batch(day: JsonDay) -> None:
         srpms.make_srpm(sources, name, srpms.noarch(name))
     about = ("--batch", str(sources), "-a", day.farm.arch, "-t", TARGET, "-d", ".demo")
     day.run("reimzul-submit", *about, "--plan")
+    builders = sorted({each["builder"] for each in day.run("builders")})
+    for builder in builders:  # a batch that is over cannot be paused
+        day.run("drain", builder)
     batch: str = day.run("reimzul-submit", *about)["batch"]
     day.run("batch", "pause", batch)
     day.run("batch", "resume", batch)
+    for builder in builders:
+        day.run("resume", builder)
     day.run("batch", "watch", batch)
     assert {each["state"] for each in day.run("batch", "show", batch)["members"]} == {"published"}
     day.run("batch", "list")

@@ -242,6 +242,12 @@ def test_without_the_store_the_pages_are_there(pages: Path) -> None:
 # --- what passes between the two
 
 
+class CrowdedServer(http.server.ThreadingHTTPServer):
+    """One at which a hundred may knock at once; others make the kernel drop all but five for a second or more."""
+
+    request_queue_size = 128
+
+
 class Talker(http.server.BaseHTTPRequestHandler):
     """A store that a stranger has: it answers what a browser should not get."""
 
@@ -266,7 +272,7 @@ class Talker(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def stranger(pages: Path) -> Iterator[str]:
     """The URL of the controller's nginx before such a store."""
-    store = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Talker)
+    store = CrowdedServer(("127.0.0.1", 0), Talker)
     webserver.start_serving(store)
     Talker.asked.clear()
     with run_nginx("nginx-pages.conf", pages, {"127.0.0.1:11081": f"127.0.0.1:{store.server_port}"}) as url:
