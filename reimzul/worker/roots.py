@@ -431,6 +431,8 @@ class RootCleanup:
         if not folder.slot:
             return time.time() - int(folder.extension.partition("-")[0]) > _ORPHANED_SECONDS
         record = self._record_path(folder)
+        if folder.slot == self.roots.slot and not folder.bootstrap and RootRecord.read(record).unclean:
+            return True  # a worker that was killed left it, and nobody else may clean it: the slot is ours
         used = record if record.exists() else path
         return self._is_old(used) if folder.bootstrap else _age(used) > _ORPHANED_SECONDS
 
@@ -445,6 +447,8 @@ class RootCleanup:
             if held is None or not path.exists() or not self._is_due(path, folder):
                 return
             record = self._record_path(folder)
+            known = RootRecord.read(record)
+            end_orphan(known.pid, known.birth, cancel)
             if folder.bootstrap and folder.slot and record.exists():
                 used = record.stat().st_mtime
                 RootRecord(broken="its removal was aborted").write(record)

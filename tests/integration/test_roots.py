@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import attr
 import pytest
 
 from devfarm.mockstub import PROGRAM
@@ -500,6 +501,26 @@ def test_what_a_killed_worker_left_is_cleaned_by_who_may(builder: Builder) -> No
     killed.end()
     other.mock.recover_root(leg.folder)
     assert not builder.folders()
+
+
+def test_a_worker_that_gets_the_slot_of_a_killed_one_cleans_its_root_while_idle(builder: Builder) -> None:
+    """Another worker has found the folder of the build, and may not touch the root: the slot is held again."""
+    killed, other = builder.worker("1"), builder.worker("2")
+    killed.builds_well()
+    plant(builder, "reimzul-c9.x86_64-reimzul-1.x86_64", "reimzul-c9.x86_64-reimzul-2.x86_64")
+    with orphan(f"{PROGRAM} -r mock") as mock:
+        begun = RootRecord.read(killed.roots.record_path(killed.root()))
+        attr.evolve(begun, unclean=True).write(killed.roots.record_path(killed.root()))
+        killed.roots.record_start(killed.root(), mock.pid)
+        killed.end()
+        successor = builder.worker("1")
+        other.tidy()
+        assert mock.poll() is None, "only who has the slot may end it"
+        successor.tidy()
+        assert mock.wait(1) == -signal.SIGTERM
+    bootstrap = "reimzul-c9.x86_64-bootstrap-reimzul-1.x86_64"
+    assert builder.folders() == [bootstrap, "reimzul-c9.x86_64-reimzul-2.x86_64"]
+    assert not successor.builds_well(), "its bootstrap root is used again"
 
 
 def test_the_note_of_an_earlier_version_is_understood(builder: Builder) -> None:
