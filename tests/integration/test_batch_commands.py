@@ -26,7 +26,7 @@ from reimzul.core.message import Status
 from reimzul.history import open_history
 from reimzul.plan.journal import EntryKind
 from reimzul.plan.progress import MemberState
-from tests import srpms, webserver
+from tests import commands, srpms, webserver
 from tests.batches import BATCH as BATCH_ID
 from tests.batches import ScriptedBatch, key, make_plan, member
 from tests.conftest import Beanstalkd
@@ -68,7 +68,7 @@ def make_batch(incoming: Path, **more: Any) -> ScriptedBatch:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(PROGRAM), *words], capture_output=True, text=True, timeout=60, check=False)
+    done = commands.run([PROGRAM, *words])
     check_line(words, done.stdout)
     return done
 

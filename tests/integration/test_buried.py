@@ -17,6 +17,7 @@ import pytest
 from reimzul.core.beanstalk import NOTIFY, PRIORITY, Broker, Tube, arch_tube
 from reimzul.core.message import BuildEvent, BuildRequest, first_bytes
 from reimzul.history import open_history
+from tests import commands
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event, refusal
 from tests.schemas import check_line
@@ -42,14 +43,7 @@ def ini(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pyt
 
 def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it in a pipe."""
-    done = subprocess.run(
-        [HERE / "reimzul", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = commands.run([HERE / "reimzul", *map(str, arguments)])
     check_line(arguments, done.stdout)
     return done
 

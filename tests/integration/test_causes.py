@@ -16,6 +16,7 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.config import load_file
 from reimzul.core.message import BuildEvent
 from reimzul.history import open_history
+from tests import commands
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
 from tests.schemas import check_line
@@ -64,7 +65,7 @@ def folder(tmp_path: Path, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyPat
 
 
 def reimzul(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(PROGRAM), *arguments], capture_output=True, text=True, timeout=30, check=False)
+    done = commands.run([PROGRAM, *arguments])
     check_line(arguments, done.stdout)
     return done
 

@@ -29,6 +29,7 @@ from reimzul.history.incoming import find_old_sources, remove_old_sources
 from reimzul.notifier import cli, housekeeping
 from reimzul.notifier.housekeeping import SourceCleanup
 from reimzul.submit.sources import SourceFile, import_source
+from tests import commands
 from tests.events import build_id, event
 from tests.ini import write_ini
 from tests.schemas import check_output
@@ -312,8 +313,7 @@ def ini(tmp_path: Path, folder: Path, history: History) -> Path:
 
 
 def prune(ini: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [REIMZUL, "prune", "--incoming", "--config", str(ini), *words]
-    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    return commands.run([REIMZUL, "prune", "--incoming", "--config", ini, *words])
 
 
 def test_a_dry_run_removes_nothing(ini: Path, folder: Path) -> None:

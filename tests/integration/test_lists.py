@@ -20,6 +20,7 @@ from reimzul.core.targets import TargetList
 from reimzul.history import open_history
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord, WorkerStore
+from tests import commands
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
 from tests.terminal import Shown, show_on_terminal
@@ -62,7 +63,7 @@ def recorded(ini: Path, tmp_path: Path) -> None:
 
 def reimzul(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it, its output in a pipe."""
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return commands.run([PROGRAM, *arguments])
 
 
 def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> Shown:

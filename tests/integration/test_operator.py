@@ -17,6 +17,7 @@ from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.config import parse_settings
 from reimzul.core.message import BuildRequest
 from reimzul.history import open_history
+from tests import commands
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
 from tests.notifier import write_pending
@@ -48,7 +49,7 @@ def recorded(ini: Path, tmp_path: Path) -> None:
 
 def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it, its output in a pipe."""
-    done = subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+    done = commands.run([PROGRAM, *map(str, arguments)])
     check_line(arguments, done.stdout)
     return done
 

@@ -38,7 +38,7 @@ from reimzul.core.message import (
 from reimzul.core.mock_exit_codes import describe_code
 from reimzul.core.store_paths import StorePaths
 from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
-from tests import uploads, webserver
+from tests import commands, uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event
 from tests.notifier import Running
@@ -115,8 +115,9 @@ class Ground:
 
 def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run reimzul in a pipe."""
+    argv = [str(REIMZUL), *map(str, words)]
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-    done = subprocess.run([REIMZUL, *map(str, words)], check=False, **{**given, **more})
+    done = subprocess.run(argv, check=False, **{**given, **more}) if more else commands.run(argv)
     check_line(words, done.stdout)
     return done
 

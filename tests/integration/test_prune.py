@@ -27,7 +27,7 @@ from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup
 from reimzul.store.createrepo import CreaterepoRunner
 from reimzul.store.listing import read_listing
-from tests import uploads
+from tests import commands, uploads
 from tests.repogen import Rpms, index
 from tests.schemas import check_line
 from tests.uploads import TARGET
@@ -75,7 +75,8 @@ def lie(store: StorePaths) -> list[str]:
 
 def reimzul(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-    done = subprocess.run([REIMZUL, *words], check=False, **{**given, **more})
+    argv = [str(REIMZUL), *words]
+    done = subprocess.run(argv, check=False, **{**given, **more}) if more else commands.run(argv)
     check_line(words, done.stdout)
     return done
 

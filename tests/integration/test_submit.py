@@ -26,7 +26,7 @@ from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob, arch_tube, heart
 from reimzul.core.message import BuildEvent, BuildRequest, Feature, WorkerHeartbeat
 from reimzul.core.targets import TargetList
 from reimzul.history.workers import WorkerRecord, WorkerStore
-from tests import srpms, uploads, webserver
+from tests import commands, srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.schemas import check_line
 from tests.terminal import run_on_terminal
@@ -108,10 +108,14 @@ class Controller:
 
         user = user or getpass.getuser()
         environment = {"PATH": os.environ["PATH"], "LOGNAME": user, "REIMZUL_CONFIG": str(self.ini), **environ}
-        done = subprocess.run(
-            [program, *words], env=environment, cwd=cwd or self.folder, input=stdin, capture_output=True, text=True,
-            check=False, preexec_fn=confine, timeout=60,
-        )  # fmt: skip
+        where = cwd or self.folder
+        if program is PROGRAM and limit is None:
+            done = commands.run([program, *words], env=environment, cwd=where, input=stdin)
+        else:
+            done = subprocess.run(
+                [program, *words], env=environment, cwd=where, input=stdin, capture_output=True, text=True,
+                check=False, preexec_fn=confine, timeout=60,
+            )  # fmt: skip
         assert "Traceback" not in done.stderr
         check_line([PROGRAM.name, *words], done.stdout)
         return Ended(done.returncode, done.stdout, done.stderr.splitlines())

@@ -29,7 +29,7 @@ from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.targets import TargetList
 from reimzul.history import open_history
 from reimzul.history.workers import WorkerRecord, WorkerStore
-from tests import srpms, uploads, webserver
+from tests import commands, srpms, uploads, webserver
 from tests.builder import Host
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
@@ -88,9 +88,7 @@ class Controller:
     def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run `reimzul` in a pipe, in a folder of its own."""
         (self.folder / "here").mkdir(exist_ok=True)
-        done = subprocess.run(
-            [PROGRAM, *arguments], cwd=self.folder / "here", capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = commands.run([PROGRAM, *arguments], cwd=self.folder / "here")
         assert "Traceback" not in done.stderr
         assert done.returncode == code, done
         return done

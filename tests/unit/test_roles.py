@@ -16,6 +16,7 @@ from reimzul.admin.main import COMMANDS, WORK_ANYWHERE
 from reimzul.core import config, roles
 from reimzul.core.config import load_file
 from reimzul.core.errors import InputError
+from tests import commands
 from tests.terminal import run_on_terminal
 
 TREE = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def run(ini: Path, *words: str) -> subprocess.CompletedProcess[str]:
     program, *rest = words
     argv = [str(PROGRAMS / program), *rest]
     environment = {**os.environ, "REIMZUL_CONFIG": str(ini)}
-    return subprocess.run(argv, env=environment, cwd=ini.parent, capture_output=True, text=True, check=False)
+    return commands.run(argv, env=environment, cwd=ini.parent)
 
 
 @pytest.mark.parametrize(("role", "own"), [("builder", "a builder"), ("bstore", "bstore")])
