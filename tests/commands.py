@@ -40,6 +40,39 @@ _NETWORK = "/proc/thread-self/ns/net"
 _CLONE_NEWNET = 0x40000000  # sched.h
 
 
+class Command:
+    """A program that runs, on three files that are open."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]) -> None:
+        self._argv = argv
+        self._connection, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its, open(_NETWORK, "rb") as network:
+            request = json.dumps({"argv": argv, "env": dict(env), "cwd": cwd})
+            socket.send_fds(_start_server(), [request.encode()], [its.fileno(), network.fileno(), *files])
+        self.pid = int(self._connection.recv(100))
+
+    def wait(self, timeout: float) -> int:
+        """Return its exit code, or a signal's number as a negative one. Raises `subprocess.TimeoutExpired`."""
+        self._connection.settimeout(timeout)
+        with self._connection:
+            try:
+                return os.waitstatus_to_exitcode(int(self._connection.recv(100)))
+            except TimeoutError:
+                os.kill(self.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(self._argv, timeout) from None
+
+
+def start(
+    argv: Sequence[str | Path], *, env: Mapping[str, str], cwd: str | Path | None, files: Sequence[int]
+) -> Command | subprocess.Popen[bytes]:
+    words = [str(word) for word in argv]
+    if Path(words[0]).name in _MODULES and all(
+        env[name] == os.environ.get(name) for name in _READ_AT_START if name in env
+    ):
+        return Command(words, env, str(cwd or os.getcwd()), files)
+    return subprocess.Popen(words, env=env, cwd=cwd, stdin=files[0], stdout=files[1], stderr=files[2])
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -49,42 +82,19 @@ def run(
     timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program as subprocess.run does with text and captured output; they are files here, not pipes."""
-    words, environment = [str(word) for word in argv], dict(os.environ if env is None else env)
-    if Path(words[0]).name not in _MODULES or any(
-        environment[name] != os.environ.get(name) for name in _READ_AT_START if name in environment
-    ):
-        return subprocess.run(
-            words, env=environment, cwd=cwd, input=input, timeout=timeout, capture_output=True, text=True, check=False
-        )
     with contextlib.ExitStack() as stack:
-        given, out, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        given.write(input.encode())
-        given.seek(0)
-        request = {"argv": words, "env": environment, "cwd": str(cwd or os.getcwd())}
-        code = _request(request, [given, out, errors], timeout)
-        printed = [_read(file) for file in (out, errors)]
-    return subprocess.CompletedProcess(words, code, *printed)
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(input.encode())
+        files[0].seek(0)
+        started = start(argv, env=os.environ if env is None else env, cwd=cwd, files=[each.fileno() for each in files])
+        code = started.wait(timeout)
+        return subprocess.CompletedProcess(list(argv), code, *map(read_again, files[1:]))
 
 
-def _read(file: IO[bytes]) -> str:
+def read_again(file: IO[bytes]) -> str:
+    """Return what was written into a file."""
     file.seek(0)
     return file.read().decode().replace("\r\n", "\n")
-
-
-def _request(request: Mapping[str, Any], files: Sequence[IO[bytes]], timeout: float) -> int:
-    """Have a command run; return its exit code, or a signal's number as a negative one."""
-    connection, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with connection, its, open(_NETWORK, "rb") as network:
-        numbers = [its.fileno(), network.fileno(), *(each.fileno() for each in files)]
-        socket.send_fds(_start_server(), [json.dumps(request).encode()], numbers)
-        its.close()
-        connection.settimeout(timeout)
-        pid = int(connection.recv(100))
-        try:
-            return os.waitstatus_to_exitcode(int(connection.recv(100)))
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(request["argv"], timeout) from None
 
 
 @functools.cache
@@ -130,6 +140,8 @@ def _wait_for_command(request: Mapping[str, Any], descriptors: Sequence[int]) ->
         if pid == 0:
             connection.close()
             _run_command(request, network, files)
+        for file in files:  # a terminal is closed where nobody has it
+            os.close(file)
         connection.send(str(pid).encode())
         _, status = os.waitpid(pid, 0)
         with contextlib.suppress(OSError):  # who asked waits no more
@@ -145,7 +157,10 @@ def _run_command(request: Mapping[str, Any], network: int, files: Sequence[int])
         for number, descriptor in enumerate(files):
             os.dup2(descriptor, number)
         os.closerange(3, 100)
-        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, range(3), "rww")
+        streams = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", 1, errors="backslashreplace")
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams):
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
         os.environ.clear()
         os.environ.update(request["env"])
         time.tzset()

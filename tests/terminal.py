@@ -9,12 +9,14 @@ import os
 import pty
 import re
 import struct
-import subprocess
+import tempfile
 import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attr
+
+from tests import commands
 
 
 @attr.frozen
@@ -29,15 +31,14 @@ class Shown:
 
 
 def show_on_terminal(argv: Sequence[str], columns: int = 80, **environment: str) -> Shown:
-    """Run a program whose stdout is a terminal so wide; what it prints on stderr is read from a pipe."""
+    """Run a program whose stdout is a terminal so wide; what it prints on stderr goes into a file."""
     ours, its = _open_terminal(columns)
     inherited: Mapping[str, str] = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    with subprocess.Popen(
-        argv, stdout=its, stderr=subprocess.PIPE, env={**inherited, "TERM": "xterm", **environment}
-    ) as process:
+    with open(os.devnull) as nothing, tempfile.TemporaryFile() as errors:
+        files, env = (nothing.fileno(), its, errors.fileno()), {**inherited, "TERM": "xterm", **environment}
+        process = commands.start(argv, env=env, cwd=None, files=files)
         shown = _read_until_closed(ours, its)
-        errors = process.stderr.read().decode() if process.stderr else ""
-        return Shown(process.wait(30), shown, errors)
+        return Shown(process.wait(30), shown, commands.read_again(errors))
 
 
 def run_on_terminal(
@@ -45,9 +46,9 @@ def run_on_terminal(
 ) -> tuple[int, str]:
     """Return the exit code, and what the program wrote to stdout and stderr, without colours."""
     ours, its = _open_terminal(columns)
-    with subprocess.Popen(argv, cwd=folder, env=env, stdin=its, stdout=its, stderr=its) as process:
-        said = _read_until_closed(ours, its)
-        code = process.wait(timeout)
+    process = commands.start(argv, env=env, cwd=folder, files=(its, its, its))
+    said = _read_until_closed(ours, its)
+    code = process.wait(timeout)
     return code, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said).replace("\r\n", "\n")
 
 
