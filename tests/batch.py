@@ -35,6 +35,7 @@ from reimzul.history import open_history
 from reimzul.plan.document import FOLDER, Member, Plan, journal_path, plan_path, write_plan
 from reimzul.plan.journal import read_journal
 from reimzul.plan.state import BatchState
+from tests import commands
 from tests.conftest import Beanstalkd
 from tests.ini import write_ini
 from tests.waiting import until
@@ -88,7 +89,7 @@ class Stand:
                 "history": {"url": self.history_url},
             },
         )
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: commands.Command | subprocess.Popen[bytes] | None = None
         self.orders = 0
 
     @property
@@ -97,7 +98,7 @@ class Stand:
 
     def start(self) -> None:
         with (self.folder / "batch.log").open("ab") as sink:
-            self.process = subprocess.Popen([PROGRAM, "--config", self.ini], stderr=sink)
+            self.process = commands.start([PROGRAM, "--config", self.ini], files=(0, 1, sink.fileno()))
 
     def kill(self) -> None:
         if self.process is not None:

@@ -16,7 +16,7 @@ import greenstalk
 
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildRequest, new_build_id
-from tests import webserver
+from tests import commands, webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.rsyncd import command, configuration
 from tests.scripted import ScriptedMock
@@ -39,7 +39,7 @@ class Host:
             (self.configs / name).write_text("# nothing\n")
         self.mock = ScriptedMock(folder / "mock")
         self.http_port, self.rsync_port = free_port(), free_port()
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[commands.Command | subprocess.Popen[bytes]] = []
         self._serve()
 
     def _serve(self) -> None:
@@ -62,7 +62,7 @@ class Host:
         """Give mock a configuration."""
         (self.configs / f"{name}.cfg").write_text("config_opts['root'] = 'TARGETNAME'  # http://repohost/repo/\n")
 
-    def start(self, name: str = "b1", *, port: int = 0, **settings: Any) -> subprocess.Popen[bytes]:
+    def start(self, name: str = "b1", *, port: int = 0, **settings: Any) -> commands.Command | subprocess.Popen[bytes]:
         """Start a worker, which reaches beanstalkd at another port if one is given; its log is `<name>.log`."""
         ini = self.folder / f"{name}.ini"
         more = "".join(f"{key} = {value}\n" for key, value in settings.items())
@@ -76,9 +76,7 @@ class Host:
             f"{'' if 'min_free_mib' in settings else 'min_free_mib = 50'}\n{more}"
         )
         with (self.folder / f"{name}.log").open("ab") as log:
-            worker = subprocess.Popen(
-                [BIN / "reimzul-worker", "--config", ini], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+            worker = commands.start([BIN / "reimzul-worker", "--config", ini], files=(0, log.fileno(), log.fileno()))
         self.workers.append(worker)
         return worker
 

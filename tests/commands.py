@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs `reimzul` and `reimzul-submit` as processes that do not have to start Python and import the product first.
+"""Runs the project's programs as processes that do not have to start Python and import the product first.
 
-That takes most of the time of a command, and tests run thousands. A process that has imported everything is started
-once; for each command it forks a process, which gets the command's arguments, environment, folder, files and network.
-That the installed programs start by themselves is shown by the tests of `acceptance`.
+That takes most of the time of a command, and tests run thousands of them. A process that has imported everything is
+started once; for each command it forks a process, which gets the command's arguments, environment, folder, files and
+network. That the installed programs start by themselves is shown by the tests of `acceptance`.
 
     commands.run([program, "builds", "--json"], env=…)      as subprocess.run with text and captured output
+    commands.start([program, "--config", ini], files=…)     as subprocess.Popen, for daemons and terminals
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, Optional
 
 #: The module of each program, whose `main` is its entry point.
-_MODULES = {"reimzul": "reimzul.admin.main", "reimzul-submit": "reimzul.submit.cli"}
-_IMPORTED = ("core", "history", "plan", "store", "submit", "admin")
+_MODULES = {
+    "reimzul": "reimzul.admin.main",
+    **{f"reimzul-{name}": f"reimzul.{name}.cli" for name in ("submit", "worker", "notifier", "batch")},
+}
+_IMPORTED = ("core", "history", "plan", "store", "submit", "admin", "worker", "notifier", "batch")
 #: Python reads these before anything else: a program with others than ours is started in the usual way.
 _READ_AT_START = ("LANG", "LC_ALL", "LC_CTYPE", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONHASHSEED")
 _NETWORK = "/proc/thread-self/ns/net"
@@ -41,7 +45,9 @@ _CLONE_NEWNET = 0x40000000  # sched.h
 
 
 class Command:
-    """A program that runs, on three files that are open."""
+    """A program that runs, with the methods of `subprocess.Popen`."""
+
+    returncode: Optional[int] = None  #: a signal's number as a negative one
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]) -> None:
         self._argv = argv
@@ -51,21 +57,42 @@ class Command:
             socket.send_fds(_start_server(), [request.encode()], [its.fileno(), network.fileno(), *files])
         self.pid = int(self._connection.recv(100))
 
-    def wait(self, timeout: float) -> int:
-        """Return its exit code, or a signal's number as a negative one. Raises `subprocess.TimeoutExpired`."""
-        self._connection.settimeout(timeout)
-        with self._connection:
+    def wait(self, timeout: Optional[float] = None) -> int:
+        """Wait for its end. Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
             try:
-                return os.waitstatus_to_exitcode(int(self._connection.recv(100)))
-            except TimeoutError:
-                os.kill(self.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(self._argv, timeout) from None
+                self.returncode = os.waitstatus_to_exitcode(int(self._connection.recv(100)))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self._argv, timeout or 0) from None
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> Optional[int]:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def start(
-    argv: Sequence[str | Path], *, env: Mapping[str, str], cwd: str | Path | None, files: Sequence[int]
+    argv: Sequence[str | Path],
+    *,
+    files: Sequence[int],
+    env: Optional[Mapping[str, str]] = None,
+    cwd: str | Path | None = None,
 ) -> Command | subprocess.Popen[bytes]:
-    words = [str(word) for word in argv]
+    """Start a program with three open files."""
+    words, env = [str(word) for word in argv], os.environ if env is None else env
     if Path(words[0]).name in _MODULES and all(
         env[name] == os.environ.get(name) for name in _READ_AT_START if name in env
     ):
@@ -86,8 +113,11 @@ def run(
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         files[0].write(input.encode())
         files[0].seek(0)
-        started = start(argv, env=os.environ if env is None else env, cwd=cwd, files=[each.fileno() for each in files])
-        code = started.wait(timeout)
+        started = start(argv, env=env, cwd=cwd, files=[each.fileno() for each in files])
+        try:
+            code = started.wait(timeout)
+        finally:
+            started.kill()
         return subprocess.CompletedProcess(list(argv), code, *map(read_again, files[1:]))
 
 

@@ -15,6 +15,7 @@ from reimzul.core.beanstalk import NOTIFY, Broker
 from reimzul.core.pending import PendingDeliveries, read_pending
 from reimzul.history import BuildFilter, open_history
 from reimzul.notifier.outbox import Outbox
+from tests import commands
 from tests.conftest import Beanstalkd
 from tests.events import event
 from tests.ini import write_ini
@@ -35,7 +36,7 @@ class Running:
             "history": {"url": f"sqlite:///{folder}/history.sqlite"},
             "logs": {"logfile": folder / "reimzul.log"},
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: commands.Command | subprocess.Popen[bytes] | None = None
 
     def with_mqtt(self, broker: Mosquitto, by: Authority | None = None, **more: object) -> None:
         """Publish there."""
@@ -62,7 +63,7 @@ class Running:
         """Start it."""
         ini = self.write()
         with (self.folder / "stderr").open("ab") as stderr:
-            self.process = subprocess.Popen([str(PROGRAM), "--config", str(ini)], stderr=stderr)
+            self.process = commands.start([PROGRAM, "--config", ini], files=(0, 1, stderr.fileno()))
 
     def signal(self, number: int) -> float:
         """Send a signal that ends it; the seconds it took."""

@@ -36,7 +36,7 @@ def show_on_terminal(argv: Sequence[str], columns: int = 80, **environment: str)
     inherited: Mapping[str, str] = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     with open(os.devnull) as nothing, tempfile.TemporaryFile() as errors:
         files, env = (nothing.fileno(), its, errors.fileno()), {**inherited, "TERM": "xterm", **environment}
-        process = commands.start(argv, env=env, cwd=None, files=files)
+        process = commands.start(argv, env=env, files=files)
         shown = _read_until_closed(ours, its)
         return Shown(process.wait(30), shown, commands.read_again(errors))
 
