@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,17 @@ def schema(topic: str) -> dict[str, Any]:
 
 def check(topic: str, payload: Any) -> None:
     """Fail where the schema does not accept it."""
-    jsonschema.validate(payload, schema(topic), jsonschema.Draft202012Validator)
+    _make_validator(topic.rsplit("/", 1)[1]).validate(payload)
+
+
+@functools.cache
+def _make_validator(name: str) -> jsonschema.Draft202012Validator:
+    given = load(name)
+    jsonschema.Draft202012Validator.check_schema(given)
+    registry = referencing.Registry().with_resources(
+        (each["$id"], referencing.Resource.from_contents(each)) for each in _ALL.values()
+    )
+    return jsonschema.Draft202012Validator(given, registry=registry)
 
 
 # --- commands
@@ -89,10 +100,7 @@ def list_schemas() -> list[str]:
 def check_output(name: str, text: str) -> Any:
     """Fail unless text is what a command with this schema prints: all keys of the right type, and no others."""
     value = json.loads(text)
-    registry = referencing.Registry().with_resources(
-        (each["$id"], referencing.Resource.from_contents(each)) for each in _ALL.values()
-    )
-    jsonschema.Draft202012Validator(load(name), registry=registry).validate(value)
+    _make_validator(name).validate(value)
     unlisted = sorted(set(_find_unlisted(value, [load(name)], "")))
     assert not unlisted, f"docs/schema/{name}.json does not list {unlisted}"
     return value

@@ -105,7 +105,7 @@ def is_skipped(node: ast.AST, where: str) -> bool:
     return not where and isinstance(node, (ast.Assign, ast.AnnAssign))
 
 
-def find_mutants(tree: ast.Module) -> Iterator[Mutant]:
+def find_mutants(tree: ast.Module, *, with_source: bool = True) -> Iterator[Mutant]:
     seen: Counter[str] = Counter()
 
     def visit(node: ast.AST, where: str, lines: range) -> Iterator[Mutant]:
@@ -121,7 +121,7 @@ def find_mutants(tree: ast.Module) -> Iterator[Mutant]:
                 if mutant := mutate_node(child):
                     replaced = [*value[:number], mutant, *value[number + 1 :]] if isinstance(value, list) else mutant
                     setattr(node, field, replaced)
-                    source = ast.unparse(ast.fix_missing_locations(tree))
+                    source = ast.unparse(ast.fix_missing_locations(tree)) if with_source else ""
                     setattr(node, field, value)
                     name = f"{where}: {show(child)} -> {show(mutant)}"
                     seen[name] += 1

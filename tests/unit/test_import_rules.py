@@ -71,6 +71,7 @@ def package_of(module: Path) -> str:
     return module.parts[0] if len(module.parts) > 1 else ""
 
 
+@functools.cache
 def imports(module: Path) -> set[str]:
     """The full names that a module imports, also within functions."""
     found: set[str] = set()
@@ -83,6 +84,7 @@ def imports(module: Path) -> set[str]:
     return found
 
 
+@functools.cache
 def standard_library() -> set[str]:
     """The modules of Python's standard library (`sys.stdlib_module_names` needs 3.10)."""
     folder = Path(sysconfig.get_path("stdlib"))

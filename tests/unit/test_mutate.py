@@ -105,7 +105,8 @@ def test_every_listed_file_exists_and_every_equivalent_is_a_mutant_with_a_reason
     for module, lines in itertools.groupby(
         mutate.EQUIVALENTS.read_text().splitlines()[1:], key=lambda line: line.split(" | ")[0]
     ):
-        names = {each.name for each in mutate.find_mutants(ast.parse((mutate.ROOT / module).read_text()))}
+        tree = ast.parse((mutate.ROOT / module).read_text())
+        names = {each.name for each in mutate.find_mutants(tree, with_source=False)}
         for line in lines:
             _, name, reason = line.split(" | ")
             assert name in names, line
