@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import greenstalk
 import pytest
@@ -34,11 +35,19 @@ _NETWORKS = parallel.Networks()
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         _NETWORKS.enter_own()
+    elif config.getoption("numprocesses", None):
+        config.pluginmanager.register(parallel.Stopwatch())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give all processes the same figures, which another run may replace meanwhile."""
+    node.workerinput["seconds"] = parallel.read_seconds()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        parallel.order_files(items)
+        parallel.order_files(items, config.workerinput["seconds"])
 
 
 @pytest.hookimpl(optionalhook=True)

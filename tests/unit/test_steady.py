@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests import steady
+from tests import parallel, steady
 from tests.steady import run_steadily
 
 
@@ -92,3 +94,20 @@ def test_files_run_side_by_side_and_the_tests_of_one_in_one_process(tmp_path: Pa
     assert len(ran) == 16
     assert len({worker for _, worker in ran}) == 2
     assert all(len({worker for file, worker in ran if file == f"test_{number}"}) == 1 for number in range(4))
+
+
+def test_the_longest_groups_begin_first_and_others_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group left alone at the end keeps one of two cores idle."""
+    names = ["unit/test_a.py", "integration/test_long.py", "acceptance/test_farm.py", "acceptance/test_b.py"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    items: Any = [SimpleNamespace(path=tmp_path / name, nodeid=f"tests/{name}::test_it") for name in names]
+    monkeypatch.setattr(parallel, "RECORD", tmp_path / "deep/seconds.json")
+    parallel.order_files(items, parallel.read_seconds())
+    assert [item.path.name for item in items] == ["test_b.py", "test_farm.py", "test_a.py", "test_long.py"]
+    parallel.record_seconds({"tests/integration/test_long.py": 30.0, "farm": 60.02, "tests/unit/test_a.py": 3.0})
+    parallel.order_files(items, parallel.read_seconds())
+    assert [item.path.name for item in items] == ["test_farm.py", "test_long.py", "test_b.py", "test_a.py"]
+    parallel.RECORD.write_text("{")
+    assert parallel.read_seconds() == {}
