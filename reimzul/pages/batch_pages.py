@@ -153,7 +153,7 @@ def _mark_lists(index: PageIndex) -> None:
 def _mark_builds(index: PageIndex, batch: str) -> None:
     """Have the builds of a batch rendered, whose pages link it."""
     for build_id in index.list_builds_of_batch(batch):
-        index.mark_due("build", build_id, 0.0, 0.0)
+        index.mark_due("build", build_id, 0.0, 0.0, is_backlog=True)
 
 
 def forget_batch(index: PageIndex, batch: str) -> None:

@@ -9,6 +9,7 @@ being due after its file has been renamed. So a kill at any moment costs no more
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import sqlite3
 import time
@@ -27,7 +28,7 @@ from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
 
 #: Changed whenever the tables are: a file of another version is made again.
-_VERSION = 3
+_VERSION = 4
 FAILURES = (BuildState.FAILED, BuildState.REJECTED)
 SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
 _SCHEMA = """
@@ -58,13 +59,25 @@ CREATE TABLE IF NOT EXISTS parts (
     PRIMARY KEY (kind, name, number)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pages (
-    kind TEXT NOT NULL, name TEXT NOT NULL, due REAL, rendered REAL NOT NULL, PRIMARY KEY (kind, name)
+    kind TEXT NOT NULL, name TEXT NOT NULL, due REAL, rendered REAL NOT NULL, urgency INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS pages_due ON pages (due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS pages_due ON pages (urgency, due) WHERE due IS NOT NULL;
 CREATE TABLE IF NOT EXISTS checks (build_id TEXT PRIMARY KEY, due REAL NOT NULL, gone INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS checks_due ON checks (due) WHERE gone = 0;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+
+class Urgency(enum.IntEnum):
+    """How soon a page that is due is rendered, compared with others."""
+
+    WATCHED = 0  #: the own page of what changes now: somebody may wait for it
+    FRESH = 1  #: a list or a feed that shows a change of now
+    BACKLOG = 2  #: old changes alone: the history is read for the first time, or the templates are new
+
+
+_WATCHED_KINDS = ("build", "now", "batch")
 
 
 class IndexUnavailable(ReimzulError):
@@ -336,24 +349,28 @@ class PageIndex:
 
     # --- pages
 
-    def mark_due(self, kind: str, name: str, delay: float, pause: float) -> None:
-        """Have a page rendered in `delay` seconds, and not before `pause` seconds after the last time."""
-        now = time.time()
-        statement = (
-            "INSERT INTO pages VALUES (?, ?, ?, 0) ON CONFLICT (kind, name) DO UPDATE"
-            " SET due = min(coalesce(due, 9e12), max(excluded.due, rendered + ?))"
-        )
-        self._execute(statement, kind, name, now + delay, pause)
+    def mark_due(self, kind: str, name: str, delay: float, pause: float, *, is_backlog: bool = False) -> None:
+        """Have a page rendered in `delay` seconds, and not before `pause` seconds after the last time.
 
-    def list_due(self, limit: int, *, newest_first: bool, without: Collection[str] = ()) -> list[DuePage]:
-        """Return pages to render, without some kinds."""
-        kinds = ", ".join("?" * len(without))
-        order = "DESC" if newest_first else "ASC"
-        query = (
-            f"SELECT kind, name, due FROM pages WHERE due IS NOT NULL AND due <= ? AND kind NOT IN ({kinds})"
-            f" ORDER BY due {order} LIMIT ?"
+        `is_backlog`: it shows nothing that happens now, and waits for pages that do.
+        """
+        now, urgency = time.time(), Urgency.WATCHED if kind in _WATCHED_KINDS else Urgency.FRESH
+        statement = (
+            "INSERT INTO pages VALUES (?, ?, ?, 0, ?) ON CONFLICT (kind, name) DO UPDATE"
+            " SET due = min(coalesce(due, 9e12), max(excluded.due, rendered + ?)),"
+            " urgency = CASE WHEN due IS NULL THEN excluded.urgency ELSE min(urgency, excluded.urgency) END"
         )
-        return [DuePage(*row) for row in self.select(query, time.time(), *without, limit)]
+        self._execute(statement, kind, name, now + delay, Urgency.BACKLOG if is_backlog else urgency, pause)
+
+    def list_due(self, urgency: Urgency, limit: int, *, without: Collection[str] = ()) -> list[DuePage]:
+        """Return pages to render, without some kinds: those that wait longest first, of the backlog the newest."""
+        kinds = ", ".join("?" * len(without))
+        order = "DESC" if urgency == Urgency.BACKLOG else "ASC"
+        query = (
+            "SELECT kind, name, due FROM pages WHERE urgency = ? AND due IS NOT NULL AND due <= ?"
+            f" AND kind NOT IN ({kinds}) ORDER BY due {order} LIMIT ?"
+        )
+        return [DuePage(*row) for row in self.select(query, urgency, time.time(), *without, limit)]
 
     def count_due(self) -> int:
         return int(self.select("SELECT count(*) FROM pages WHERE due IS NOT NULL AND due <= ?", time.time())[0][0])
@@ -372,7 +389,8 @@ class PageIndex:
 
     def mark_all_due(self, since: float) -> None:
         """Have all pages rendered again that were rendered after a moment."""
-        self._execute("UPDATE pages SET due = coalesce(due, ?) WHERE rendered >= ?", time.time(), since)
+        statement = "UPDATE pages SET due = ?, urgency = ? WHERE rendered >= ? AND due IS NULL"
+        self._execute(statement, time.time(), Urgency.BACKLOG, since)
 
     def list_build_ids(self, after: str, limit: int) -> list[str]:
         query = "SELECT DISTINCT build_id FROM builds WHERE key > ? ORDER BY key LIMIT ?"
