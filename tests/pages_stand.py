@@ -164,8 +164,8 @@ class PagesStand:
                 "srpm": "time-1.1-1.el9.src.rpm", "arch": "x86_64", "target": "c9s.x86_64", "disttag": ".el9",
                 "submitter": "johnny", "build_id": build_id(number), "timestamp": "20261101000000", "status": "Queued",
             },
-            "arch": "x86_64", "attempt": "1763800001-0000000a", "status": "Success", "pkgname": "time", "evr": "1.1-1.el9",
-            "builder_fqdn": "b1.example.org", "started": 1.0, "finished": 2.0, "schema": 1,
+            "arch": "x86_64", "attempt": "1763800001-0000000a", "status": "Success", "pkgname": "time",
+            "evr": "1.1-1.el9", "builder_fqdn": "b1.example.org", "started": 1.0, "finished": 2.0, "schema": 1,
             "files": [{"name": name, "size": 1024, "sha256": "a" * 64} for name in names],
         }  # fmt: skip
         (folder / "build.json").write_text(json.dumps(value))
