@@ -219,6 +219,7 @@ class PagesDaemon:
                 else:
                     index.plan_check(build_id, time.time() + _RETRY_SECONDS)
                     index.mark_due("build", build_id, 0.0, 0.0)
+                    index.hasten_checks(build_id)
 
     # --- rendering
 

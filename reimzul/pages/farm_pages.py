@@ -258,7 +258,8 @@ def render_search(sources: PageSources, _: str) -> Rendered:
         stale += [_chunk_path(kind, len(chunks) + more, suffix) for more in (1, 2) for suffix in ("html", "json")]
     total = pluralize(sum(map(len, names.values())), "name")
     page = sources.renderer.render("search.html", "search.html", names=names, ranges=ranges, total=total)
-    return Rendered((page, render_json("search.json", dict(names)), *files), stale=tuple(stale))
+    batches = [each["batch"] for each in sources.index.list_summaries()]
+    return Rendered((page, render_json("search.json", {**names, "batch": batches}), *files), stale=tuple(stale))
 
 
 def _render_names(

@@ -63,7 +63,9 @@ CREATE TABLE IF NOT EXISTS pages (
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS pages_due ON pages (urgency, due) WHERE due IS NOT NULL;
-CREATE TABLE IF NOT EXISTS checks (build_id TEXT PRIMARY KEY, due REAL NOT NULL, gone INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checks (
+    build_id TEXT PRIMARY KEY, due REAL NOT NULL, gone INTEGER NOT NULL, checked REAL NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS checks_due ON checks (due) WHERE gone = 0;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -78,6 +80,8 @@ class Urgency(enum.IntEnum):
 
 
 _WATCHED_KINDS = ("build", "now", "batch")
+#: Builds of a target before and after a pruned one that are looked for soon, unless they were within so many seconds.
+_NEIGHBOURS, _CHECKED_LATELY_SECONDS = 100, 3600.0
 
 
 class IndexUnavailable(ReimzulError):
@@ -266,6 +270,15 @@ class PageIndex:
         rows = self.select(f"SELECT {_BUILD_COLUMNS} FROM builds WHERE {where} {order} LIMIT ?", *values, limit)
         return [BuildRow(**dict(zip(names, row))) for row in rows]
 
+    def was_built_before(self, key: str) -> bool:
+        """Whether the package's last build before one, on its arch and target, succeeded; scratch builds aside."""
+        for row in self.find_build_rows("key = ?", key):
+            where = "package = ? AND target = ? AND arch = ? AND position < ? AND scratch = 0 AND state IN (?, ?, ?)"
+            about = (row.package, row.target, row.arch, row.timestamp, *SUCCESSES, BuildState.FAILED)
+            before = self.find_build_rows(where, *about, order="ORDER BY position DESC", limit=1)
+            return bool(before) and before[0].state in SUCCESSES
+        return False
+
     def find_attempt_rows(self, builder: str, since: str, until: str) -> list[AttemptRow]:
         names = [each.name for each in attr.fields(AttemptRow)]
         query = (
@@ -402,11 +415,25 @@ class PageIndex:
     # --- looks into the store
 
     def plan_check(self, build_id: str, at: float) -> None:
-        self._execute("INSERT OR REPLACE INTO checks VALUES (?, ?, 0)", build_id, at)
+        self._execute("INSERT OR REPLACE INTO checks VALUES (?, ?, 0, ?)", build_id, at, time.time())
 
     def list_checks(self, limit: int) -> list[str]:
         query = "SELECT build_id FROM checks WHERE gone = 0 AND due <= ? ORDER BY due LIMIT ?"
         return [build_id for (build_id,) in self.select(query, time.time(), limit)]
+
+    def hasten_checks(self, build_id: str) -> None:
+        """Have the builds around a pruned one looked for soon: whoever prunes removes many at once."""
+        for comparison, order in (("<", "DESC"), (">", "ASC")):
+            for row in self.find_build_rows("build_id = ? AND key >= ?", build_id, build_id, limit=1):
+                around = f"target = ? AND position {comparison} ? ORDER BY position {order} LIMIT ?"
+                self._execute(
+                    "UPDATE checks SET due = 0 WHERE gone = 0 AND checked < ?"
+                    f" AND build_id IN (SELECT build_id FROM builds WHERE {around})",
+                    time.time() - _CHECKED_LATELY_SECONDS,
+                    row.target,
+                    row.position,
+                    _NEIGHBOURS,
+                )
 
     def mark_pruned(self, build_id: str) -> None:
         self._execute("UPDATE checks SET gone = 1 WHERE build_id = ?", build_id)

@@ -255,6 +255,8 @@ def test_names_are_found_as_they_are_typed(stand: PagesStand, tab: Tab) -> None:
     tab.open(f"{stand.url}search.html?q=ba")
     tab.wait_for("document.querySelector('#results a') !== null")
     assert tab.evaluate("document.querySelector('#results a').getAttribute('href')") == "./packages/bash.html"
+    tab.evaluate(f"query.value = '{RUNNING[:5]}'; query.dispatchEvent(new Event('input'))")
+    assert tab.evaluate("document.querySelector('#results a').getAttribute('href')") == f"./batches/{RUNNING}.html"
     tab.evaluate(
         f"query.value = '{build_id(_FAILED)}'; query.dispatchEvent(new Event('input'));"
         " document.querySelector('#results a').click()"

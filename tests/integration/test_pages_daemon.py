@@ -206,6 +206,27 @@ def test_files_are_listed_until_they_are_pruned(stand: PagesStand) -> None:
     assert json.loads(stand.page(0).with_suffix(".json").read_text())["pruned"] is True
 
 
+def test_builds_that_are_pruned_together_are_noticed_together(stand: PagesStand) -> None:
+    folders = [stand.add_files(number, "time.rpm") for number in range(12)]
+    stand.start_nginx()
+    _record(stand, 12)
+    stand.render()
+    for folder in folders[2:]:
+        shutil.rmtree(folder)
+    with sqlite3.connect(stand.pages / ".index/pages.sqlite") as index:
+        index.execute("UPDATE checks SET checked = checked - 7200")
+        index.execute("UPDATE checks SET due = 0 WHERE build_id = ?", [build_id(5)])
+    with stand.daemon() as daemon:
+        for _ in range(6):
+            daemon.run_round()
+        stand.render(daemon)
+    pruned = [json.loads(stand.page(number).with_suffix(".json").read_text())["pruned"] for number in range(12)]
+    assert pruned == [False] * 2 + [True] * 10
+    with sqlite3.connect(stand.pages / ".index/pages.sqlite") as index:
+        left = index.execute("SELECT count(*) FROM checks WHERE gone = 0 AND due < ?", [time.time() + 3600]).fetchone()
+        assert left == (0,), "a build is not looked for again and again"
+
+
 def test_without_the_store_a_page_says_so_and_is_rendered_again(stand: PagesStand) -> None:
     _record(stand, 1)
     stand.render()
