@@ -127,7 +127,7 @@ def test_a_scratch_batch_names_the_members_that_fail_newly(stand: PagesStand) ->
     stand.render()
     assert _read(stand, f"batches/{RESTING}.json")["newly_failing"] == [key("built")]
     text = re.sub(r"<[^>]*>|\s+", " ", _html(stand, RESTING))
-    assert re.search(r"Newly failing +1 of 4 failed members: +built\.x86_64 *;", text)
+    assert re.search(r"Newly failing: built before +1 of 4 that failed: +built\.x86_64", text)
 
 
 def test_a_batch_is_found_by_its_id_until_its_files_are_gone(stand: PagesStand) -> None:

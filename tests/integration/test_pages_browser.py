@@ -141,6 +141,16 @@ def test_the_first_error_is_seen_without_scrolling(stand: PagesStand, tab: Tab) 
         assert 0 < bottom < LAPTOP[1], number
 
 
+def test_the_cause_of_a_failure_in_a_list_is_seen_on_a_telephone(stand: PagesStand, tab: Tab) -> None:
+    tab.resize(*TELEPHONE)
+    for page in ("index", "packages/time", "targets/c9s.x86_64", "builders/builder1.example.org"):
+        tab.open(f"{stand.url}{page}.html")
+        right = "Math.max(...[...document.querySelectorAll('.builds .why')].map((e) => e.getBoundingClientRect().right))"
+        assert 0 < tab.evaluate(right) <= TELEPHONE[0], page
+        wide = tab.evaluate("document.querySelectorAll('.builds .why:not(:empty)')[0].getBoundingClientRect().width")
+        assert wide > TELEPHONE[0] / 2, page
+
+
 def test_all_but_the_live_log_works_without_scripts(stand: PagesStand, tab: Tab) -> None:
     with tab.without_scripts():
         tab.open(f"{stand.url}index.html")
