@@ -145,7 +145,9 @@ def test_the_cause_of_a_failure_in_a_list_is_seen_on_a_telephone(stand: PagesSta
     tab.resize(*TELEPHONE)
     for page in ("index", "packages/time", "targets/c9s.x86_64", "builders/builder1.example.org"):
         tab.open(f"{stand.url}{page}.html")
-        right = "Math.max(...[...document.querySelectorAll('.builds .why')].map((e) => e.getBoundingClientRect().right))"
+        right = (
+            "Math.max(...[...document.querySelectorAll('.builds .why')].map((e) => e.getBoundingClientRect().right))"
+        )
         assert 0 < tab.evaluate(right) <= TELEPHONE[0], page
         wide = tab.evaluate("document.querySelectorAll('.builds .why:not(:empty)')[0].getBoundingClientRect().width")
         assert wide > TELEPHONE[0] / 2, page
@@ -248,8 +250,8 @@ def test_a_long_log_is_shown_from_its_end_and_its_first_error_is_found(stand: Pa
     tab.evaluate(
         "[...document.querySelectorAll('.viewer button')].find((b) => b.textContent === 'First error').click()"
     )
-    tab.wait_for("document.querySelector('.line.hit') !== null")
-    assert tab.evaluate("document.querySelector('.line.hit').textContent").strip() == ERROR_LINE
+    tab.wait_for("document.querySelector('.viewer .hit') !== null")
+    assert tab.evaluate("document.querySelector('.viewer .hit').textContent").strip() == ERROR_LINE
 
 
 def test_a_log_that_was_gzipped_is_unpacked(stand: PagesStand, tab: Tab) -> None:
