@@ -106,6 +106,7 @@
       button("Close", async () => { shown = null; section.hidden = true; });
       this.text = make(section, "pre", "text");
       this.text.tabIndex = 0;
+      this.text.setAttribute("role", "region");
       this.text.setAttribute("aria-label", `${this.name} on ${this.arch}`);
       this.text.addEventListener("scroll", () => {
         this.follows = this.text.scrollTop + this.text.clientHeight > this.text.scrollHeight - 40;
