@@ -63,6 +63,10 @@
     return block;
   };
 
+  const cut = async (whole, from, limit) => {
+    const at = from < 0 ? Math.max(0, whole.size + from) : Math.min(from, whole.size);
+    return { bytes: new Uint8Array(await whole.slice(at, at + limit).arrayBuffer()), from: at, size: whole.size };
+  };
   const NOTHING = { bytes: new Uint8Array(), from: 0, size: 0 };
   // A piece of the log without the line that it begins within.
   const cutLine = ({ bytes, from }) => {
@@ -117,7 +121,7 @@
 
     // Bytes of the log from wherever it is now: {bytes, from, size}, or null where it is nowhere.
     async read(from, limit) {
-      if (this.packed) return this.cut(from, limit);
+      if (this.packed) return cut(this.packed, from, limit);
       const range = from < 0 ? `bytes=${from}` : `bytes=${from}-${from + limit - 1}`;
       const folders = this.folder ? [this.folder, ...this.folders.filter((each) => each !== this.folder)] : this.folders;
       for (const folder of folders) {
@@ -129,11 +133,8 @@
           return { bytes: new Uint8Array(), from: from < 0 ? 0 : from, size: Number.isNaN(size) ? this.size : size };
         }
         if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+        if (answer.status === 200) return cut(await answer.blob(), from, limit);
         const bytes = new Uint8Array(await answer.arrayBuffer());
-        if (answer.status === 200) {
-          const at = from < 0 ? Math.max(0, bytes.length + from) : Math.min(from, bytes.length);
-          return { bytes: bytes.slice(at, at + limit), from: at, size: bytes.length };
-        }
         const [, first, size] = /bytes (\d+)-\d+\/(\d+)/.exec(answer.headers.get("Content-Range"));
         return { bytes, from: Number(first), size: Number(size) };
       }
@@ -148,15 +149,9 @@
         const plain = answer.body.pipeThrough(new DecompressionStream("gzip"));
         this.packed = await new Response(plain).blob(); // which may lie on disk
         this.folder = folder;
-        return this.cut(from, limit);
+        return cut(this.packed, from, limit);
       }
       return null;
-    }
-
-    async cut(from, limit) {
-      const at = from < 0 ? Math.max(0, this.packed.size + from) : Math.min(from, this.packed.size);
-      const bytes = new Uint8Array(await this.packed.slice(at, at + limit).arrayBuffer());
-      return { bytes, from: at, size: this.packed.size };
     }
 
     // Show the end of the log, from the beginning of a line on.
