@@ -118,6 +118,7 @@ def test_a_scratch_batch_names_the_members_that_fail_newly(stand: PagesStand) ->
     """One package was built before and fails now, one failed before, one is new, and one had only a scratch build."""
     batch = add_batch(stand, RESTING, *map(member, ("built", "broken", "new", "tried")), scratch=True)
     about = {"target": "c9s.x86_64", "arch": "x86_64"}
+    earlier: tuple[tuple[str, str, dict[str, Any]], ...]
     earlier = (("built", "Published", {}), ("broken", "Failed", {}), ("tried", "Published", {"scratch": True}))
     for number, (name, result, more) in enumerate(earlier):
         stand.record(*build_events(number, time.time() - 90_000, result, name, **about, **more))

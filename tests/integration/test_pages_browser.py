@@ -104,8 +104,8 @@ def test_every_page_and_image_is_valid(stand: PagesStand) -> None:
     if not VNU.exists():
         pytest.fail(f"{VNU} is missing: tools/setup fetches it")
     files = [path for suffix in ("html", "css", "svg") for path in sorted(stand.pages.rglob(f"*.{suffix}"))]
-    argv = ["java", "-Xss2m", "-jar", VNU, "--also-check-css", "--also-check-svg", "--format", "gnu", *files]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    argv: list[str | Path] = ["java", "-Xss2m", "-jar", VNU, "--also-check-css", "--also-check-svg", "--format", "gnu"]
+    done = subprocess.run([*argv, *files], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
