@@ -103,8 +103,6 @@ class PagesBench:
             kept = index.select("SELECT name FROM pages WHERE kind = 'build' ORDER BY name LIMIT ?", _SAMPLE)
             self._take_as_rendered(kept[-1][0])
             began = time.process_time()
-            daemon.run_round()
-            index._execute("UPDATE pages SET due = 0 WHERE due IS NOT NULL")
             while index.count_due():
                 daemon.run_round()
             return followed, time.process_time() - began
@@ -120,6 +118,7 @@ class PagesBench:
             # and of the pages of packages and badges as many as a person may look at
             index.execute("UPDATE pages SET due = NULL, rendered = 1 WHERE kind IN ('badge', 'package feed')")
             index.execute("UPDATE pages SET due = NULL, rendered = 1 WHERE kind = 'package' AND name > 'package-0500'")
+            index.execute("UPDATE pages SET due = 0 WHERE due IS NOT NULL")
 
     def start(self) -> None:
         program = Path(sys.executable).parent / "reimzul-pages"
