@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the farm's pages cost, and how fast they are shown: `python -m bench.pages`.
 
-A history of many builds, reimzul-pages as a process, events as the notifier records them, nginx and a headless
-Chromium. The pages of old builds are taken as rendered, but for a sample: rendering all would take an hour.
+A history of many builds and batches, reimzul-pages as a process, events as the notifier records them, nginx and a
+headless Chromium. The pages of old builds are taken as rendered, but for a sample: rendering all would take an hour.
+With `--backlog` they are all due, as when the daemon is started for the first time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import shutil
@@ -25,7 +27,10 @@ import click
 from bench.report import TICKS, Figure, progress, tell, ticks
 from reimzul.core.message import BuildEvent
 from reimzul.pages.follower import HistoryFollower
+from reimzul.plan.progress import MemberState
+from tests.batches import ScriptedBatch, member
 from tests.browser import open_browser
+from tests.pages_batches import add_batch
 from tests.pages_stand import PagesStand, build_events
 from tests.waiting import until
 
@@ -35,9 +40,16 @@ _PACKAGES, _TARGETS, _BUILDERS = 5_000, 8, 50
 _SAMPLE = 1_000
 #: Events that the notifier records at once while they come fast.
 _BATCH = 10
+#: Batches that are over, their members, and the members of the one that goes on while it is measured.
+_BATCHES, _OVER_MEMBERS, _MEMBERS = 20, 200, 800
+_RUNNING = "5f0c12ab"
+#: Seconds that the last pages may take to be shown.
+_PATIENCE_SECONDS = 300.0
 #: The first number of the builds whose events come while it is measured.
 _FIRST_LIVE = 1_000_000
 _REQUESTS, _CLIENTS = 2_000, 4
+#: Builds that are looked at for their end after each batch of events.
+_LOOKS = 40
 #: One in so many builds fails.
 _FAILURES = 8
 
@@ -47,6 +59,7 @@ class PagesBench:
         self.stand = PagesStand(folder)
         self.builds = builds
         self._random = random.Random(1)
+        self.batch = self._add_batches()
         self.process: subprocess.Popen[bytes] | None = None
 
     def events_of(self, number: int, ended: float) -> Sequence[BuildEvent]:
@@ -57,6 +70,16 @@ class PagesBench:
         about = {"target": target, "builder_fqdn": f"builder{number % _BUILDERS}.example.org"}
         failed = {"error_line": error, "first_error": f"{error}\nmake: *** [all] Error 1"} if result == "Failed" else {}
         return build_events(number, ended, result, name, **about, **failed)
+
+    def _add_batches(self) -> ScriptedBatch:
+        """Submit batches; return the one that is not over."""
+        for number in range(_BATCHES):
+            members = [member(f"over-{each}") for each in range(_OVER_MEMBERS)]
+            over = add_batch(self.stand, f"{number:08x}", *members, ago=86400.0 * (number + 1))
+            over.build(*over.state.members)
+            over.finish()
+        members = [member(f"p-{each}", *([f"p-{(each - 1) // 4}"] if each else [])) for each in range(_MEMBERS)]
+        return add_batch(self.stand, _RUNNING, *members)
 
     def fill(self) -> None:
         """Record old builds, over 60 days."""
@@ -80,10 +103,14 @@ class PagesBench:
             kept = index.select("SELECT name FROM pages WHERE kind = 'build' ORDER BY name LIMIT ?", _SAMPLE)
             self._take_as_rendered(kept[-1][0])
             began = time.process_time()
-            self.stand.render(daemon)
             while index.count_due():
                 daemon.run_round()
             return followed, time.process_time() - began
+
+    def make_all_due(self) -> None:
+        """Have all pages rendered again, as after an update of the templates."""
+        with sqlite3.connect(self.stand.pages / ".index/pages.sqlite") as index:
+            index.execute("UPDATE facts SET value = '' WHERE name = 'layout'")
 
     def _take_as_rendered(self, last: str) -> None:
         with sqlite3.connect(self.stand.pages / ".index/pages.sqlite") as index:
@@ -91,6 +118,7 @@ class PagesBench:
             # and of the pages of packages and badges as many as a person may look at
             index.execute("UPDATE pages SET due = NULL, rendered = 1 WHERE kind IN ('badge', 'package feed')")
             index.execute("UPDATE pages SET due = NULL, rendered = 1 WHERE kind = 'package' AND name > 'package-0500'")
+            index.execute("UPDATE pages SET due = 0 WHERE due IS NOT NULL")
 
     def start(self) -> None:
         program = Path(sys.executable).parent / "reimzul-pages"
@@ -106,22 +134,34 @@ class PagesBench:
     def run_load(self, rate: int, seconds: float) -> tuple[float, list[float], int]:
         """Record events at a rate; return the share of a core, how late pages were, and what is due at the end."""
         events, numbers = self._plan_load(int(rate * seconds))
-        ended: list[tuple[int, float]] = []
+        ended: dict[int, float] = {}
         before, began = self.processor_seconds(), time.monotonic()
         lates: list[float] = []
         for first in range(0, len(events), _BATCH):
             self.stand.record(*events[first : first + _BATCH])
-            ended += [(number, time.monotonic()) for at, number in numbers if first <= at < first + _BATCH]
+            over = [number for at, number in numbers if first <= at < first + _BATCH]
+            ended.update(dict.fromkeys(over, time.time()))
+            self._go_on_with_batch()
             lates += self._take_shown(ended)
             time.sleep(max(0.0, began + (first + _BATCH) / rate - time.monotonic()))
         share = (self.processor_seconds() - before) / (time.monotonic() - began)
+        due = self._count_due()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while ended and time.monotonic() < deadline:
+            lates += self._take_shown(ended)
+            time.sleep(0.5)
+        return share, lates + [_PATIENCE_SECONDS] * len(ended), due
+
+    def _count_due(self) -> int:
         with sqlite3.connect(f"file:{self.stand.pages}/.index/pages.sqlite?mode=ro", uri=True) as index:
             query = "SELECT count(*) FROM pages WHERE due IS NOT NULL AND due <= ?"
-            due = int(index.execute(query, [time.time()]).fetchone()[0])
-        while ended:
-            lates += self._take_shown(ended)
-            time.sleep(0.02)
-        return share, lates, due
+            return int(index.execute(query, [time.time()]).fetchone()[0])
+
+    def _go_on_with_batch(self) -> None:
+        """Let the next member of the batch be built."""
+        key = next((key for key, each in self.batch.state.members.items() if each.state == MemberState.HELD), "")
+        if key:
+            self.batch.build(key)
 
     def _plan_load(self, count: int) -> tuple[list[BuildEvent], list[tuple[int, int]]]:
         """The events of builds side by side, and which of them is the last of which build."""
@@ -129,6 +169,8 @@ class PagesBench:
         last: list[tuple[int, int]] = []
         number = _FIRST_LIVE
         while len(events) < count:
+            for each in range(40):
+                self.stand.add_files(number + each, *(f"file{n}.x86_64.rpm" for n in range(6)))
             together = [list(self.events_of(number + each, time.time())) for each in range(40)]
             for step in range(4):
                 for each, own in enumerate(together):
@@ -139,15 +181,17 @@ class PagesBench:
             number += 40
         return events, last
 
-    def _take_shown(self, ended: list[tuple[int, float]]) -> list[float]:
-        """Return how late the pages are that show their build's end now, and drop them."""
-        found = []
-        for number, at in list(ended)[:50]:
+    def _take_shown(self, ended: dict[int, float]) -> list[float]:
+        """Return how late the pages were that show their build's end now, and drop them; a look at some a call."""
+        lates = []
+        for number, at in random.sample(list(ended.items()), min(len(ended), _LOOKS)):
             path = self.stand.page(number).with_suffix(".json")
-            if path.exists() and ('"published"' in (text := path.read_text()) or '"state":"failed"' in text):
-                found.append(time.monotonic() - at)
-                ended.remove((number, at))
-        return found
+            with contextlib.suppress(FileNotFoundError):
+                text, written = path.read_text(), path.stat().st_mtime
+                if '"state":"published"' in text or '"state":"failed"' in text:
+                    lates.append(max(0.0, written - at))
+                    del ended[number]
+        return lates
 
     def stop(self) -> None:
         if self.process is not None:
@@ -209,25 +253,28 @@ class PagesBench:
 @click.option("--builds", default=200_000, show_default=True, help="Builds that the history has.")
 @click.option("--rate", default=100, show_default=True, help="Events a second.")
 @click.option("--seconds", default=60.0, show_default=True, help="For how long.")
-def main(builds: int, rate: int, seconds: float) -> None:
+@click.option("--backlog", is_flag=True, help="All old pages are due while it is measured.")
+def main(builds: int, rate: int, seconds: float, backlog: bool) -> None:
     """Measure processor time, sizes, and how fast pages are rendered, served and painted."""
     folder = Path(tempfile.mkdtemp(prefix=".bench-pages-", dir=".")).absolute()
     bench = PagesBench(folder, builds)
     try:
-        tell("pages", measure(bench, rate, seconds))
+        tell("pages", measure(bench, rate, seconds, has_backlog=backlog))
     finally:
         bench.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(bench: PagesBench, rate: int, seconds: float) -> list[Figure]:
+def measure(bench: PagesBench, rate: int, seconds: float, *, has_backlog: bool) -> list[Figure]:
     progress("recording the builds")
     bench.stand.start_nginx_without_pages()
     bench.fill()
     progress("taking over the history")
     followed, rendered = bench.follow_all()
     index = (bench.stand.pages / ".index/pages.sqlite").stat().st_size
-    progress("recording events")
+    if has_backlog:
+        bench.make_all_due()
+    progress(f"recording events, with {bench.batch.plan.batch} going on")
     bench.start()
     share, lates, due = bench.run_load(rate, seconds)
     progress("looking at the pages")

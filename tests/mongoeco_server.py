@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that speaks MongoDB's wire protocol, in memory, on the port given. Run by .venv-mongo's Python."""
+"""A server that speaks MongoDB's wire protocol, in memory, at an address and port. Run by .venv-mongo's Python."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from mongoeco.wire import AsyncMongoEcoProxyServer
 
 
-async def serve(port: int) -> None:
+async def serve(address: str, port: int) -> None:
     """Until killed."""
-    async with AsyncMongoEcoProxyServer(port=port):
+    async with AsyncMongoEcoProxyServer(host=address, port=port):
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -16,7 +16,7 @@ from tests.faults.room import Cable
 from tests.nginx import CONF, run_nginx
 
 #: bstore's address at the far end of the cable.
-_BSTORE = "10.213.77.2"
+BSTORE = "10.213.77.2"
 
 
 @contextlib.contextmanager
@@ -25,19 +25,25 @@ def run_two_hosts(store: Path, pages: Path, folder: Path) -> Iterator[str]:
 
     All four programs have their shipped configurations. Needs root.
     """
-    cable = Cable(folder)
+    with contextlib.closing(Cable(folder)) as cable, serve_pages(cable, store, pages, folder) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def serve_pages(cable: Cable, store: Path, pages: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Run the four programs, the store's at the far end of a cable; yields the URLs of the pages and of the tunnel."""
     keys = folder / "psk.txt"
     keys.write_text(format_keys({"controller": new_secret()}))
     keys.chmod(0o600)
     near = f"127.0.0.1:{free_port()}"
-    far = {"accept": f"{_BSTORE}:11081", "connect": "127.0.0.1:80", "PSKsecrets": str(keys)}
-    tunnel = {"accept": near, "connect": f"{_BSTORE}:11081", "PSKsecrets": str(keys)}
+    far = {"accept": f"{BSTORE}:11081", "connect": "127.0.0.1:80", "PSKsecrets": str(keys)}
+    tunnel = {"accept": near, "connect": f"{BSTORE}:11081", "PSKsecrets": str(keys)}
     with contextlib.ExitStack() as stack:
-        stack.callback(cable.close)
         stack.enter_context(run_nginx("nginx-bstore.conf", store, prefix=cable.prefix, port=80))
         stack.enter_context(_run_stunnel("bstore", "store-server", folder, far, cable.prefix))
         stack.enter_context(_run_stunnel("controller", "store", folder, tunnel, ()))
-        yield stack.enter_context(run_nginx("nginx-pages.conf", pages, {"127.0.0.1:11081": near}))
+        url = stack.enter_context(run_nginx("nginx-pages.conf", pages, {"127.0.0.1:11081": near}))
+        yield url, f"http://{near}/"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import subprocess
 import time
@@ -152,6 +153,22 @@ class PagesStand:
         """The folder in `live/` or `attempts/` of the attempt at a build."""
         folder = self.store / area / f"{build_id(number)}.x86_64.{ATTEMPT}"
         folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def add_files(self, number: int, *names: str) -> Path:
+        """Write the manifest of a build, as the store has it by its index."""
+        folder = self.store / "index" / f"{build_id(number)}.x86_64"
+        folder.mkdir(parents=True)
+        value = {
+            "request": {
+                "srpm": "time-1.1-1.el9.src.rpm", "arch": "x86_64", "target": "c9s.x86_64", "disttag": ".el9",
+                "submitter": "johnny", "build_id": build_id(number), "timestamp": "20261101000000", "status": "Queued",
+            },
+            "arch": "x86_64", "attempt": "1763800001-0000000a", "status": "Success", "pkgname": "time",
+            "evr": "1.1-1.el9", "builder_fqdn": "b1.example.org", "started": 1.0, "finished": 2.0, "schema": 1,
+            "files": [{"name": name, "size": 1024, "sha256": "a" * 64} for name in names],
+        }  # fmt: skip
+        (folder / "build.json").write_text(json.dumps(value))
         return folder
 
     def url_of(self, number: int) -> str:

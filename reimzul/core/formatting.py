@@ -33,13 +33,15 @@ def to_output(value: Any, key: str = "") -> Any:
 
     `key` is the value's own; what is in a list has none. An empty string in a list is no unknown value, and stays.
     """
+    if isinstance(value, str):  # most are: the pages write millions of them
+        return value or None
     if isinstance(value, Mapping) and key in _COUNT_KEYS:
         return dict(value)
     if isinstance(value, Mapping):
         return {_OUTPUT_NAMES.get(name, name): to_output(each, name) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [each if isinstance(each, str) else to_output(each) for each in value]
-    if value == "" or (value == 0 and key in _TIME_KEYS | _NUMBERS_OF_THINGS):
+    if value == 0 and (key in _TIME_KEYS or key in _NUMBERS_OF_THINGS):
         return None
     if key in _TIME_KEYS and isinstance(value, (int, float)):
         return format_rfc3339(value)

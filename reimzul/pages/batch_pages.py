@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 import attr
 
 from reimzul.core.errors import InputError, describe_os_error
+from reimzul.core.store_paths import leg_key
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.index import PageIndex
 from reimzul.pages.rendering import OutputFile, Rendered, page_path, render_json
@@ -37,16 +38,16 @@ log = logging.getLogger(__name__)
 
 #: Members of a batch's page and of a part, and batches of a page of the list.
 MAX_MEMBERS, PART_MEMBERS, MAX_BATCHES = 150, 200, 200
-#: Members of the longest chain, causes, and members that are named for a cause.
-_MAX_CHAIN, _MAX_CAUSES, _MAX_NAMED = 12, 20, 6
+#: Members of the longest chain, causes, members that are named for a cause, and members that fail newly.
+_MAX_CHAIN, _MAX_CAUSES, _MAX_NAMED, _MAX_NEWLY_FAILING = 12, 20, 6, 50
 #: Members of the tree: those that wait for none, and for each of them those that wait for it, down to a depth.
 _MAX_ROOTS, _MAX_BELOW, _MAX_DEPTH = 12, 12, 6
 #: Seconds between two renderings of a batch that runs: it shows for how long still.
 _MOVING_SECONDS = 30.0
 #: Seconds until a batch whose files cannot be read is tried again.
 _RETRY_SECONDS = 600.0
-#: Seconds between two renderings, at least: of a part, of the list of batches, and of the first page.
-_PART_PAUSE_SECONDS, _LIST_PAUSE_SECONDS, _NOW_PAUSE_SECONDS = 60.0, 10.0, 5.0
+#: Seconds between two renderings, at least: of a part, the list of batches, the first page, and the names of search.
+_PART_PAUSE_SECONDS, _LIST_PAUSE_SECONDS, _NOW_PAUSE_SECONDS, _SEARCH_PAUSE_SECONDS = 60.0, 10.0, 5.0, 60.0
 
 
 # --- a batch
@@ -74,7 +75,7 @@ def _render_state(
 
 def _render_own_page(sources: PageSources, state: BatchState) -> Rendered:
     heartbeats = [each.heartbeat for each in sources.live_processes if each.is_worker]
-    view = make_view(state, count_builders(state, heartbeats))
+    view = make_view(state, count_builders(state, heartbeats), _find_newly_failing(sources.index, state))
     linked = set(sources.index.list_builds_of_batch(state.plan.batch))
     _save_summary(sources.index, view)
     parts = _mark_parts(sources, state, linked)
@@ -94,6 +95,7 @@ def _render_own_page(sources: PageSources, state: BatchState) -> Rendered:
         progress=describe_shares(summarize(state)),
         linked=linked,
         chain=[state.members[key] for key in view.outlook.chain[:_MAX_CHAIN]],
+        newly_failing=[state.members[key] for key in (view.newly_failing or ())[:_MAX_NEWLY_FAILING]],
         causes=causes[:_MAX_CAUSES],
         causes_left=max(0, len(causes) - _MAX_CAUSES),
         max_named=_MAX_NAMED,
@@ -107,6 +109,14 @@ def _render_own_page(sources: PageSources, state: BatchState) -> Rendered:
     stale = [part_path(state.plan.batch, len(parts) + 1, suffix) for suffix in ("html", "json")]
     files = (page, render_json(page_path("batches", state.plan.batch, "json"), value))
     return Rendered(files, _MOVING_SECONDS if is_moving else None, tuple(stale))
+
+
+def _find_newly_failing(index: PageIndex, state: BatchState) -> list[str] | None:
+    """Return the failed members of a scratch batch whose package was built by its last build before."""
+    if not state.plan.scratch:
+        return None
+    failed = overview.find_failed(state)
+    return sorted(each.key for each in failed if index.was_built_before(leg_key(each.build_id, each.member.arch)))
 
 
 def _describe_row(view: BatchView, progress: MemberProgress) -> dict[str, Any]:
@@ -143,6 +153,7 @@ def _save_summary(index: PageIndex, view: BatchView) -> None:
         _mark_lists(index)
         if is_new:
             _mark_builds(index, batch)
+            index.mark_due("search", FARM, 0.0, _SEARCH_PAUSE_SECONDS)
 
 
 def _mark_lists(index: PageIndex) -> None:
@@ -153,7 +164,7 @@ def _mark_lists(index: PageIndex) -> None:
 def _mark_builds(index: PageIndex, batch: str) -> None:
     """Have the builds of a batch rendered, whose pages link it."""
     for build_id in index.list_builds_of_batch(batch):
-        index.mark_due("build", build_id, 0.0, 0.0)
+        index.mark_due("build", build_id, 0.0, 0.0, is_backlog=True)
 
 
 def forget_batch(index: PageIndex, batch: str) -> None:
@@ -165,6 +176,7 @@ def forget_batch(index: PageIndex, batch: str) -> None:
         index.mark_due("batch part", f"{number}/{batch}", 0.0, 0.0)
     _mark_lists(index)
     _mark_builds(index, batch)
+    index.mark_due("search", FARM, 0.0, _SEARCH_PAUSE_SECONDS)
 
 
 # --- who waits for whom

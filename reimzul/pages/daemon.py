@@ -27,8 +27,8 @@ from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.follower import BatchFilesFollower, HeartbeatFollower, HistoryFollower
-from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, remove_index
-from reimzul.pages.page_kinds import PAGE_KINDS, URGENT_KINDS
+from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, Urgency, remove_index
+from reimzul.pages.page_kinds import PAGE_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
 from reimzul.pages.sources import PageSources
 from reimzul.pages.store_reader import StoreReader, StoreSilent
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for changes, at least; processor seconds that a round takes over changes, and renders.
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
-#: The share of that for builds' own pages and the first page, while there are such.
-_URGENT_SHARE = 0.7
+#: What a round renders in turn, and until which part of that time: some pages each time, so that none waits for ever.
+_TURNS = ((Urgency.WATCHED, 0.75), (Urgency.FRESH, 0.95), (Urgency.BACKLOG, 1.0), (Urgency.WATCHED, 1.0))
 #: How many times as long as its processor time a round lasts, with the rest after it; and seconds that it may last.
 _ROUND_FACTOR, _MAX_ROUND_SECONDS = 5.0, 30.0
 #: Pages that are taken from the index, and rendered before they are marked.
-_RENDER_BATCH = 20
+_RENDER_BATCH = 8
 #: Seconds until a page that could not be rendered is tried again; seconds between log lines about what fails.
 _RETRY_SECONDS, _LOG_AGAIN_SECONDS = 3600.0, 60.0
 #: Seconds between two notes that the daemon is alive, which tell a browser how old the pages are.
@@ -68,7 +68,6 @@ class PagesDaemon:
         self._status_due = LogThrottle(_STATUS_SECONDS)
         self._history: History | None = None
         self._outage_since = 0.0
-        self._takes_newest = False
 
     def run(self) -> None:
         """Serve until a signal stops the daemon. Raises `ConfigError`, `IndexUnavailable`."""
@@ -165,6 +164,8 @@ class PagesDaemon:
             is_caught_up = False
             while not is_caught_up and time.process_time() < deadline:
                 is_caught_up = self._history_follower.follow(history)
+            if not is_caught_up:
+                self._history_follower.look_ahead(history)
             self._history_follower.sweep(history)
         except NoHistory as error:
             is_new_farm = not self.sources.index.select("SELECT 1 FROM builds LIMIT 1")
@@ -218,6 +219,7 @@ class PagesDaemon:
                 else:
                     index.plan_check(build_id, time.time() + _RETRY_SECONDS)
                     index.mark_due("build", build_id, 0.0, 0.0)
+                    index.hasten_checks(build_id)
 
     # --- rendering
 
@@ -225,22 +227,18 @@ class PagesDaemon:
         """Render pages for a while, the urgent ones first; `everything`: lists are complete, and worth it."""
         is_away = self.sources.history is None
         left_out = {kind for kind, row in PAGE_KINDS.items() if is_away and row.needs_history}
-        if not everything:
-            left_out |= PAGE_KINDS.keys() - {"now"}
         began = time.process_time()
-        self._takes_newest = not self._takes_newest
-        self._render_until(began + _URGENT_SHARE * ROUND_SECONDS, left_out | (PAGE_KINDS.keys() - {*URGENT_KINDS}))
-        self._render_until(began + ROUND_SECONDS, left_out)
+        for urgency, share in _TURNS:
+            if everything or urgency == Urgency.WATCHED:
+                self._render_until(began + share * ROUND_SECONDS, urgency, left_out)
         self._service.set_status(f"{self.sources.index.count_due()} pages to be rendered")
 
-    def _render_until(self, deadline: float, without: set[str]) -> None:
-        """Render what is due: from round to round in turn the oldest and the newest first."""
-        while time.process_time() < deadline and not self.stop.is_requested:
-            due = self.sources.index.list_due(_RENDER_BATCH, newest_first=self._takes_newest, without=without)
-            if not due:
-                break
+    def _render_until(self, deadline: float, urgency: Urgency, without: set[str]) -> None:
+        while due := self.sources.index.list_due(urgency, _RENDER_BATCH, without=without):
             self._service.ping()
             self._render_pages(due)
+            if time.process_time() >= deadline or self.stop.is_requested:
+                break
 
     def _render_pages(self, due: list[DuePage]) -> None:
         done, later = [], []

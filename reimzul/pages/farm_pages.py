@@ -9,14 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import attr
-
 from reimzul.core.formatting import pluralize
 from reimzul.core.message import WorkerState
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord
 from reimzul.pages.index import FAILURES, SUCCESSES, BuildRow, PageIndex
-from reimzul.pages.list_pages import describe_worker
+from reimzul.pages.list_pages import describe_worker, row_to_dict
 from reimzul.pages.rendering import OutputFile, Rendered, is_page_name, page_path, render_json
 from reimzul.pages.sources import PageSources
 
@@ -80,7 +78,7 @@ def render_now(sources: PageSources, _: str) -> Rendered:
         "batches": batches[:_MAX_BATCHES],
         "queues": queues,
         "builders": workers[:_MAX_BUILDERS],
-        "failures": [_row_to_dict(row) for row in failures],
+        "failures": [row_to_dict(row) for row in failures],
         "targets": targets,
     }
     is_moving = running or bool(busy_tubes)
@@ -109,11 +107,7 @@ def _describe_running(sources: PageSources, row: BuildRow, now: float) -> dict[s
 
 
 def _running_to_dict(running: dict[str, Any]) -> dict[str, Any]:
-    return {**_row_to_dict(running["row"]), **{key: running[key] for key in ("phase", "elapsed", "usual")}}
-
-
-def _row_to_dict(row: BuildRow) -> dict[str, Any]:
-    return attr.asdict(row, filter=lambda field, _: field.name not in ("key", "position"))
+    return {**row_to_dict(running["row"]), **{key: running[key] for key in ("phase", "elapsed", "usual")}}
 
 
 def _describe_queues(sources: PageSources, now: float) -> list[dict[str, Any]]:
@@ -264,7 +258,8 @@ def render_search(sources: PageSources, _: str) -> Rendered:
         stale += [_chunk_path(kind, len(chunks) + more, suffix) for more in (1, 2) for suffix in ("html", "json")]
     total = pluralize(sum(map(len, names.values())), "name")
     page = sources.renderer.render("search.html", "search.html", names=names, ranges=ranges, total=total)
-    return Rendered((page, render_json("search.json", dict(names)), *files), stale=tuple(stale))
+    batches = [each["batch"] for each in sources.index.list_summaries()]
+    return Rendered((page, render_json("search.json", {**names, "batch": batches}), *files), stale=tuple(stale))
 
 
 def _render_names(

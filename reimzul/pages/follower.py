@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _BATCH = 250
 #: Numbers of changes that are read again: another writer's lower one may become readable after a higher one.
 _OVERLAP = 200
+#: What counts as a change of now: seconds since the build's last event, or numbers of changes before the last one.
+_FRESH_SECONDS, _FRESH_CHANGES = 600.0, 10
 #: Builds that one look asks the history for, to find those that it has no more; seconds until all are asked for again.
 _SWEEP_BATCH, _SWEEP_PAUSE_SECONDS = 10, 86400.0
 _FOLLOWED, _SWEPT, _SWEEP_AT = "followed", "swept", "sweep at"
@@ -33,13 +35,14 @@ class HistoryFollower:
     def __init__(self, index: PageIndex) -> None:
         self._index = index
         self._seen: dict[int, None] = {}  #: numbers of changes that were taken over last
+        self._ahead = 0  #: the last change that was taken over before its turn
 
     def follow(self, history: History) -> bool:
         """Take over some changes; return whether that were all. Raises `HistoryUnavailable`."""
-        last = int(self._index.get_fact(_FOLLOWED) or 0)
-        if history.last_change() < last:
+        last, newest = int(self._index.get_fact(_FOLLOWED) or 0), history.last_change()
+        if newest < last:
             log.warning("the history is older than the pages: a backup came back, or it was made again")
-            last = 0
+            last = self._ahead = 0
             self._seen.clear()
             with self._index.transaction():
                 self._index.set_fact(_SWEPT, "")
@@ -48,19 +51,30 @@ class HistoryFollower:
         found = history.find_changed(last - overlap, _BATCH + overlap)
         news = [(number, record) for number, record in found if number not in self._seen]
         with self._index.transaction():
-            for _, record in news:
-                if is_build_id(record.build_id):  # the original's have none, and no page
-                    self._take_over(record)
+            self._take_over(news, newest)
             self._index.set_fact(_FOLLOWED, str(max([last, *(number for number, _ in news)])))
         self._seen.update(dict.fromkeys(number for number, _ in news))
         for number in list(self._seen)[: -2 * _OVERLAP]:
             del self._seen[number]
         return len(news) < _BATCH
 
-    def _take_over(self, record: BuildRecord) -> None:
-        before, after, attempts = self._index.save(record)
-        has_new_name = any([self._index.add_name(kind, name) for kind, name in _names_of(after, attempts)])
-        mark_changed(self._index, before, after, attempts, has_new_name=has_new_name)
+    def look_ahead(self, history: History) -> None:
+        """Take over the newest changes before older ones that are still to come. Raises `HistoryUnavailable`."""
+        newest = history.last_change()
+        found = history.find_changed(max(self._ahead, newest - _BATCH), _BATCH)
+        with self._index.transaction():
+            self._take_over(found, newest)
+        self._ahead = max([self._ahead, *(number for number, _ in found)])
+
+    def _take_over(self, changes: Sequence[tuple[int, BuildRecord]], newest: int) -> None:
+        fresh_since = time.time() - _FRESH_SECONDS
+        for number, record in changes:
+            if not is_build_id(record.build_id):  # the original's have none, and no page
+                continue
+            before, after, attempts = self._index.save(record)
+            has_new_name = any([self._index.add_name(kind, name) for kind, name in _names_of(after, attempts)])
+            is_backlog = record.at < fresh_since and number <= newest - _FRESH_CHANGES
+            mark_changed(self._index, before, after, attempts, has_new_name=has_new_name, is_backlog=is_backlog)
 
     def sweep(self, history: History) -> None:
         """Find builds that the history has no more, some at a time. Raises `HistoryUnavailable`."""
@@ -78,7 +92,7 @@ class HistoryFollower:
     def _forget(self, build_id: str) -> None:
         log.info("the history does not have build %s any more: its page is removed", build_id)
         for row in self._index.find_build_rows("build_id = ? AND key >= ?", build_id, build_id):
-            mark_changed(self._index, None, row, (), has_new_name=False)
+            mark_changed(self._index, None, row, (), has_new_name=False, is_backlog=True)
         for (builder,) in self._index.select(
             "SELECT DISTINCT builder FROM attempts WHERE key >= ? AND key < ?", f"{build_id}.", f"{build_id}/"
         ):
@@ -97,12 +111,13 @@ def mark_changed(
     attempts: Sequence[AttemptRow],
     *,
     has_new_name: bool,
+    is_backlog: bool,
 ) -> None:
     """Note that the pages which show a build on an arch are to be rendered."""
     change = BuildChange(index=index, before=before, after=after, attempts=attempts, has_new_name=has_new_name)
     for kind, row in PAGE_KINDS.items():
         for name in row.names(change):
-            index.mark_due(kind, name, row.delay, row.pause)
+            index.mark_due(kind, name, row.delay, row.pause, is_backlog=is_backlog)
 
 
 class HeartbeatFollower:
@@ -151,10 +166,12 @@ class BatchFilesFollower:
         gone = known.keys() - found.keys()
         if not (changed or gone):
             return
+        row = PAGE_KINDS["batch"]
         with self._index.transaction():
             for batch in changed:
                 self._index.set_batch_stamp(batch, found[batch])
-                self._index.mark_due("batch", batch, PAGE_KINDS["batch"].delay, PAGE_KINDS["batch"].pause)
+                # of a farm that has had no pages yet, most batches are over
+                self._index.mark_due("batch", batch, row.delay, row.pause, is_backlog=not known)
             for batch in gone:
                 log.info("the files of batch %s are gone: its pages are removed", batch)
                 forget_batch(self._index, batch)

@@ -9,6 +9,7 @@ being due after its file has been renamed. So a kill at any moment costs no more
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import sqlite3
 import time
@@ -27,7 +28,7 @@ from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
 
 #: Changed whenever the tables are: a file of another version is made again.
-_VERSION = 3
+_VERSION = 4
 FAILURES = (BuildState.FAILED, BuildState.REJECTED)
 SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
 _SCHEMA = """
@@ -58,13 +59,29 @@ CREATE TABLE IF NOT EXISTS parts (
     PRIMARY KEY (kind, name, number)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pages (
-    kind TEXT NOT NULL, name TEXT NOT NULL, due REAL, rendered REAL NOT NULL, PRIMARY KEY (kind, name)
+    kind TEXT NOT NULL, name TEXT NOT NULL, due REAL, rendered REAL NOT NULL, urgency INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS pages_due ON pages (due) WHERE due IS NOT NULL;
-CREATE TABLE IF NOT EXISTS checks (build_id TEXT PRIMARY KEY, due REAL NOT NULL, gone INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS pages_due ON pages (urgency, due) WHERE due IS NOT NULL;
+CREATE TABLE IF NOT EXISTS checks (
+    build_id TEXT PRIMARY KEY, due REAL NOT NULL, gone INTEGER NOT NULL, checked REAL NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS checks_due ON checks (due) WHERE gone = 0;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+
+class Urgency(enum.IntEnum):
+    """How soon a page that is due is rendered, compared with others."""
+
+    WATCHED = 0  #: the own page of what changes now: somebody may wait for it
+    FRESH = 1  #: a list or a feed that shows a change of now
+    BACKLOG = 2  #: old changes alone: the history is read for the first time, or the templates are new
+
+
+_WATCHED_KINDS = ("build", "now", "batch")
+#: Builds of a target before and after a pruned one that are looked for soon, unless they were within so many seconds.
+_NEIGHBOURS, _CHECKED_LATELY_SECONDS = 100, 3600.0
 
 
 class IndexUnavailable(ReimzulError):
@@ -253,6 +270,15 @@ class PageIndex:
         rows = self.select(f"SELECT {_BUILD_COLUMNS} FROM builds WHERE {where} {order} LIMIT ?", *values, limit)
         return [BuildRow(**dict(zip(names, row))) for row in rows]
 
+    def was_built_before(self, key: str) -> bool:
+        """Whether the package's last build before one, on its arch and target, succeeded; scratch builds aside."""
+        for row in self.find_build_rows("key = ?", key):
+            where = "package = ? AND target = ? AND arch = ? AND position < ? AND scratch = 0 AND state IN (?, ?, ?)"
+            about = (row.package, row.target, row.arch, row.timestamp, *SUCCESSES, BuildState.FAILED)
+            before = self.find_build_rows(where, *about, order="ORDER BY position DESC", limit=1)
+            return bool(before) and before[0].state in SUCCESSES
+        return False
+
     def find_attempt_rows(self, builder: str, since: str, until: str) -> list[AttemptRow]:
         names = [each.name for each in attr.fields(AttemptRow)]
         query = (
@@ -336,24 +362,28 @@ class PageIndex:
 
     # --- pages
 
-    def mark_due(self, kind: str, name: str, delay: float, pause: float) -> None:
-        """Have a page rendered in `delay` seconds, and not before `pause` seconds after the last time."""
-        now = time.time()
-        statement = (
-            "INSERT INTO pages VALUES (?, ?, ?, 0) ON CONFLICT (kind, name) DO UPDATE"
-            " SET due = min(coalesce(due, 9e12), max(excluded.due, rendered + ?))"
-        )
-        self._execute(statement, kind, name, now + delay, pause)
+    def mark_due(self, kind: str, name: str, delay: float, pause: float, *, is_backlog: bool = False) -> None:
+        """Have a page rendered in `delay` seconds, and not before `pause` seconds after the last time.
 
-    def list_due(self, limit: int, *, newest_first: bool, without: Collection[str] = ()) -> list[DuePage]:
-        """Return pages to render, without some kinds."""
-        kinds = ", ".join("?" * len(without))
-        order = "DESC" if newest_first else "ASC"
-        query = (
-            f"SELECT kind, name, due FROM pages WHERE due IS NOT NULL AND due <= ? AND kind NOT IN ({kinds})"
-            f" ORDER BY due {order} LIMIT ?"
+        `is_backlog`: it shows nothing that happens now, and waits for pages that do.
+        """
+        now, urgency = time.time(), Urgency.WATCHED if kind in _WATCHED_KINDS else Urgency.FRESH
+        statement = (
+            "INSERT INTO pages VALUES (?, ?, ?, 0, ?) ON CONFLICT (kind, name) DO UPDATE"
+            " SET due = min(coalesce(due, 9e12), max(excluded.due, rendered + ?)),"
+            " urgency = CASE WHEN due IS NULL THEN excluded.urgency ELSE min(urgency, excluded.urgency) END"
         )
-        return [DuePage(*row) for row in self.select(query, time.time(), *without, limit)]
+        self._execute(statement, kind, name, now + delay, Urgency.BACKLOG if is_backlog else urgency, pause)
+
+    def list_due(self, urgency: Urgency, limit: int, *, without: Collection[str] = ()) -> list[DuePage]:
+        """Return pages to render, without some kinds: those that wait longest first, of the backlog the newest."""
+        kinds = ", ".join("?" * len(without))
+        order = "DESC" if urgency == Urgency.BACKLOG else "ASC"
+        query = (
+            "SELECT kind, name, due FROM pages WHERE urgency = ? AND due IS NOT NULL AND due <= ?"
+            f" AND kind NOT IN ({kinds}) ORDER BY due {order} LIMIT ?"
+        )
+        return [DuePage(*row) for row in self.select(query, urgency, time.time(), *without, limit)]
 
     def count_due(self) -> int:
         return int(self.select("SELECT count(*) FROM pages WHERE due IS NOT NULL AND due <= ?", time.time())[0][0])
@@ -372,7 +402,8 @@ class PageIndex:
 
     def mark_all_due(self, since: float) -> None:
         """Have all pages rendered again that were rendered after a moment."""
-        self._execute("UPDATE pages SET due = coalesce(due, ?) WHERE rendered >= ?", time.time(), since)
+        statement = "UPDATE pages SET due = ?, urgency = ? WHERE rendered >= ? AND due IS NULL"
+        self._execute(statement, time.time(), Urgency.BACKLOG, since)
 
     def list_build_ids(self, after: str, limit: int) -> list[str]:
         query = "SELECT DISTINCT build_id FROM builds WHERE key > ? ORDER BY key LIMIT ?"
@@ -384,11 +415,25 @@ class PageIndex:
     # --- looks into the store
 
     def plan_check(self, build_id: str, at: float) -> None:
-        self._execute("INSERT OR REPLACE INTO checks VALUES (?, ?, 0)", build_id, at)
+        self._execute("INSERT OR REPLACE INTO checks VALUES (?, ?, 0, ?)", build_id, at, time.time())
 
     def list_checks(self, limit: int) -> list[str]:
         query = "SELECT build_id FROM checks WHERE gone = 0 AND due <= ? ORDER BY due LIMIT ?"
         return [build_id for (build_id,) in self.select(query, time.time(), limit)]
+
+    def hasten_checks(self, build_id: str) -> None:
+        """Have the builds around a pruned one looked for soon: whoever prunes removes many at once."""
+        for comparison, order in (("<", "DESC"), (">", "ASC")):
+            for row in self.find_build_rows("build_id = ? AND key >= ?", build_id, build_id, limit=1):
+                around = f"target = ? AND position {comparison} ? ORDER BY position {order} LIMIT ?"
+                self._execute(
+                    "UPDATE checks SET due = 0 WHERE gone = 0 AND checked < ?"
+                    f" AND build_id IN (SELECT build_id FROM builds WHERE {around})",
+                    time.time() - _CHECKED_LATELY_SECONDS,
+                    row.target,
+                    row.position,
+                    _NEIGHBOURS,
+                )
 
     def mark_pruned(self, build_id: str) -> None:
         self._execute("UPDATE checks SET gone = 1 WHERE build_id = ?", build_id)

@@ -60,7 +60,7 @@ def render_list(kind: ListKind, sources: PageSources, name: str) -> Rendered | N
         parts.append(rows[-1].position)
         with sources.index.transaction():
             sources.index.add_part(kind.kind, name, len(parts), parts[-1])
-            sources.index.mark_due(f"{kind.kind} part", f"{len(parts) - 1}/{name}", 0.0, 0.0)
+            sources.index.mark_due(f"{kind.kind} part", f"{len(parts) - 1}/{name}", 0.0, 0.0, is_backlog=True)
     summary, again_in = kind.summarize(sources, name, rows)
     if not rows and len(parts) == 1 and not summary.get("workers"):
         return None
@@ -99,13 +99,14 @@ def _render_files(
         "summary": {key: each for key, each in summary.items() if not key.startswith("_")},
         "older": older,
         "newer": newer,
-        "rows": [_row_to_dict(row) for row in rows],
+        "rows": [row_to_dict(row) for row in rows],
     }
     return page, render_json(kind.path(name, number, parts, "json"), value)
 
 
-def _row_to_dict(row: Row) -> dict[str, Any]:
-    return attr.asdict(row, filter=lambda field, _: field.name not in ("key", "position"))
+def row_to_dict(row: Row) -> dict[str, Any]:
+    names = [each.name for each in attr.fields(type(row)) if each.name not in ("key", "position")]
+    return {name: getattr(row, name) for name in names}
 
 
 # --- packages
@@ -127,7 +128,7 @@ def _summarize_package(sources: PageSources, name: str, rows: Sequence[Row]) -> 
             latest.setdefault(f"{row.target} {row.arch}", row)
     ordered = [latest[key] for key in sorted(latest)]
     usual = {arch: sources.usual_duration(name, arch) for arch in sorted({row.arch for row in ordered})}
-    value = {"latest": [_row_to_dict(row) for row in ordered], "_latest": ordered, "usual": usual}
+    value = {"latest": [row_to_dict(row) for row in ordered], "_latest": ordered, "usual": usual}
     return value, None
 
 

@@ -134,8 +134,6 @@ def _split(numbered: str) -> tuple[str, int]:
     return name, int(number)
 
 
-#: Kinds that are rendered first: who watches a build waits for them.
-URGENT_KINDS = ("build", "now")
 PAGE_KINDS: dict[str, PageKind] = {
     "build": PageKind(
         render=render_build,

@@ -8,6 +8,7 @@ reasons come from source rpms, builders and submitters.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -46,6 +47,8 @@ _SHAPES = {
     BatchPhase.SUBMITTED: "○", BatchPhase.RUNNING: "◐", BatchPhase.PAUSED: "◫", BatchPhase.RESTING: "▲",
     BatchPhase.CANCELLING: "✕", BatchPhase.OVER: "●",
 }  # fmt: skip
+#: Rows of lists that are kept as they were rendered: a list shows most of its rows again and again. Some 40 MB.
+_KEPT_ROWS = 16_384
 #: Names that can be those of a page: no folder, nothing hidden, nothing that a file system refuses.
 _BUILD_ID = re.compile(r"[0-9a-f]{32}")
 _BATCH_ID = re.compile(r"[0-9a-f]{8}")
@@ -114,7 +117,8 @@ class PageRenderer:
             rfc3339=format_rfc3339,
         )
         functions = {"build_path": build_path, "page_path": page_path, "is_page_name": is_page_name}
-        self._environment.globals.update(functions, layout=layout)
+        render_row = functools.lru_cache(_KEPT_ROWS)(self._render_row)
+        self._environment.globals.update(functions, layout=layout, render_row=render_row)
 
     def render(self, template: str, path: str, **values: Any) -> OutputFile:
         """Render a page; `root` leads from its folder to that of all pages."""
@@ -122,6 +126,11 @@ class PageRenderer:
         values.setdefault("made", time.time())
         text = self._environment.get_template(template).render(path=path, **values)
         return OutputFile(path, text)
+
+    def _render_row(self, macro: str, *values: Any) -> str:
+        """Render a row of a list by a macro of macros.html."""
+        row: str = getattr(self._environment.get_template("macros.html").module, macro)(*values)
+        return row
 
 
 def _finalize(value: Any) -> Any:

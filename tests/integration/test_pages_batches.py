@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.pages_batches import (
     add_running,
     record_builds,
 )
-from tests.pages_stand import PagesStand
+from tests.pages_stand import PagesStand, build_events
 
 
 @pytest.fixture
@@ -111,6 +112,32 @@ def test_batches_are_listed_with_the_newest_first_and_unfinished_ones_on_the_fir
     assert [each["batch"] for each in _read(stand, "index.json")["batches"]] == [RUNNING, RESTING]
     assert f'href="./batches/{RUNNING}.html"' in (stand.pages / "index.html").read_text()
     _check_links(stand)
+
+
+def test_a_scratch_batch_names_the_members_that_fail_newly(stand: PagesStand) -> None:
+    """One package was built before and fails now, one failed before, one is new, and one had only a scratch build."""
+    batch = add_batch(stand, RESTING, *map(member, ("built", "broken", "new", "tried")), scratch=True)
+    about = {"target": "c9s.x86_64", "arch": "x86_64"}
+    earlier: tuple[tuple[str, str, dict[str, Any]], ...]
+    earlier = (("built", "Published", {}), ("broken", "Failed", {}), ("tried", "Published", {"scratch": True}))
+    for number, (name, result, more) in enumerate(earlier):
+        stand.record(*build_events(number, time.time() - 90_000, result, name, **about, **more))
+    for name in ("built", "broken", "new", "tried"):
+        batch.fail(key(name), "boom")
+    record_builds(stand, batch)
+    stand.render()
+    assert _read(stand, f"batches/{RESTING}.json")["newly_failing"] == [key("built")]
+    text = re.sub(r"<[^>]*>|\s+", " ", _html(stand, RESTING))
+    assert re.search(r"Newly failing: built before +1 of 4 that failed: +built\.x86_64", text)
+
+
+def test_a_batch_is_found_by_its_id_until_its_files_are_gone(stand: PagesStand) -> None:
+    add_running(stand)
+    stand.render()
+    assert _read(stand, "search.json")["batch"] == [RUNNING]
+    plan_path(stand.incoming, RUNNING).unlink()
+    stand.render()
+    assert _read(stand, "search.json")["batch"] == []
 
 
 def test_a_long_list_of_batches_is_cut(stand: PagesStand, monkeypatch: pytest.MonkeyPatch) -> None:

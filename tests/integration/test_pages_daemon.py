@@ -184,25 +184,8 @@ def test_a_long_list_is_cut_and_every_build_is_on_one_part(stand: PagesStand) ->
 # --- the store
 
 
-def _store_files(stand: PagesStand, number: int, names: tuple[str, ...]) -> Path:
-    """Write the manifest of a build, as the store has it by its index."""
-    folder = stand.store / "index" / f"{build_id(number)}.x86_64"
-    folder.mkdir(parents=True)
-    value = {
-        "request": {
-            "srpm": "time-1.1-1.el9.src.rpm", "arch": "x86_64", "target": "c9s.x86_64", "disttag": ".el9",
-            "submitter": "johnny", "build_id": build_id(number), "timestamp": "20261101000000", "status": "Queued",
-        },
-        "arch": "x86_64", "attempt": "1763800001-0000000a", "status": "Success", "pkgname": "time", "evr": "1.1-1.el9",
-        "builder_fqdn": "b1.example.org", "started": 1.0, "finished": 2.0, "schema": 1,
-        "files": [{"name": name, "size": 1024, "sha256": "a" * 64} for name in names],
-    }  # fmt: skip
-    (folder / "build.json").write_text(json.dumps(value))
-    return folder
-
-
 def test_files_are_listed_until_they_are_pruned(stand: PagesStand) -> None:
-    folder = _store_files(stand, 0, ("time-1.0-1.el9.x86_64.rpm", "mock.cfg"))
+    folder = stand.add_files(0, "time-1.0-1.el9.x86_64.rpm", "mock.cfg")
     stand.start_nginx()
     _record(stand, 1)
     stand.render()
@@ -221,6 +204,27 @@ def test_files_are_listed_until_they_are_pruned(stand: PagesStand) -> None:
     assert "Pruned:" in page
     assert "/bstore/" not in page
     assert json.loads(stand.page(0).with_suffix(".json").read_text())["pruned"] is True
+
+
+def test_builds_that_are_pruned_together_are_noticed_together(stand: PagesStand) -> None:
+    folders = [stand.add_files(number, "time.rpm") for number in range(12)]
+    stand.start_nginx()
+    _record(stand, 12)
+    stand.render()
+    for folder in folders[2:]:
+        shutil.rmtree(folder)
+    with sqlite3.connect(stand.pages / ".index/pages.sqlite") as index:
+        index.execute("UPDATE checks SET checked = checked - 7200")
+        index.execute("UPDATE checks SET due = 0 WHERE build_id = ?", [build_id(5)])
+    with stand.daemon() as daemon:
+        for _ in range(6):
+            daemon.run_round()
+        stand.render(daemon)
+    pruned = [json.loads(stand.page(number).with_suffix(".json").read_text())["pruned"] for number in range(12)]
+    assert pruned == [False] * 2 + [True] * 10
+    with sqlite3.connect(stand.pages / ".index/pages.sqlite") as index:
+        left = index.execute("SELECT count(*) FROM checks WHERE gone = 0 AND due < ?", [time.time() + 3600]).fetchone()
+        assert left == (0,), "a build is not looked for again and again"
 
 
 def test_without_the_store_a_page_says_so_and_is_rendered_again(stand: PagesStand) -> None:

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from reimzul.history import open_history
 from tests.browser import open_browser
+from tests.faults.room import Cable
+from tests.mongo import mongo_or_say_so
 from tests.nginx import read_status
-from tests.pages_hosts import run_two_hosts
+from tests.pages_hosts import BSTORE, run_two_hosts, serve_pages
 from tests.pages_stand import ERROR_LINE, PagesStand, build_events
 from tests.waiting import until
 
@@ -49,3 +56,47 @@ def test_a_browser_reads_pages_and_growing_logs_from_one_server(stand: PagesStan
         tab.wait_for("document.querySelector('#log pre').textContent.endsWith('a line that was added\\n')")
         assert [each for each in tab.requests if not each.startswith(f"{url}/")] == []
         assert "policy" not in "".join(tab.problems).lower()
+
+
+def test_a_host_that_has_nothing_but_the_history_makes_pages(stand: PagesStand, tmp_path: Path) -> None:
+    """The history is in MongoDB on another host; so are the store, the workers' heartbeats and incoming/."""
+    hosts = tmp_path / "hosts"
+    hosts.mkdir()
+    with contextlib.ExitStack() as stack:
+        cable = stack.enter_context(contextlib.closing(Cable(hosts)))
+        url, store = stack.enter_context(serve_pages(cable, stand.folder, stand.folder, hosts))
+        mongo = mongo_or_say_so(BSTORE, cable.prefix)
+        mongo.start()
+        stack.callback(mongo.stop)
+        history = stack.enter_context(contextlib.closing(open_history(mongo.url)))
+        for number in (3, 4):
+            stand.add_files(number, "time-1.3-1.el9.x86_64.rpm")
+        history.record(build_events(3, time.time() - 60, "Published"))
+        text = stand.ini.read_text().replace(stand.history_url, mongo.url)
+        text = text.replace(f"{stand.url}bstore", f"{store}bstore").replace(stand.url, f"{url}/")
+        stand.ini.write_text(text)
+        program = Path(sys.executable).parent / "reimzul-pages"
+        daemon = stack.enter_context(subprocess.Popen([program, "--config", stand.ini]))
+        stack.callback(daemon.terminate)
+        until(lambda: _state(stand, 3) == "published", 40, "a build is shown")
+        status = stand.pages / "status.json"
+        until(lambda: (stand.pages / "batches.html").exists() and status.exists(), 40, "all pages are made")
+        page = stand.page(3).read_text()
+        assert "time-1.3-1.el9.x86_64.rpm</a>" in page, "its files are read from the store"
+        assert "There is no batch." in (stand.pages / "batches.html").read_text()
+        assert "No builder has sent a heartbeat" in (stand.pages / "index.html").read_text()
+        assert read_status(f"{url}/{stand.page(3).relative_to(stand.pages)}") == 200
+
+        cable.pull(far=True)
+        until(lambda: json.loads(status.read_text())["problem"], 60, "the outage is noticed")
+        until(lambda: "cannot be read" in (stand.pages / "index.html").read_text(), 60, "the first page says so")
+        assert stand.page(3).read_text() == page
+        cable.plug()
+        history.record(build_events(4, time.time(), "Published"))
+        until(lambda: _state(stand, 4) == "published", 60, "what has happened since is shown")
+        until(lambda: not json.loads(status.read_text())["problem"], 60, "the outage is over")
+
+
+def _state(stand: PagesStand, number: int) -> str:
+    page = stand.page(number).with_suffix(".json")
+    return json.loads(page.read_text())["arches"][0]["state"] if page.exists() else ""

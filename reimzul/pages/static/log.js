@@ -3,7 +3,11 @@
 // text. Without this script the same links lead to the plain logs.
 "use strict";
 {
-  const PIECE_BYTES = 65536, SCAN_BYTES = 1048576, MOST_LINES = 20000, POLL_MS = 2000, STATE_MS = 6000;
+  // The end that is shown first; what "load earlier" adds; what is read at once to find the error; and the most that is
+  // in the page, so that its memory has a bound, however long the log is.
+  const TAIL_BYTES = 65536, BLOCK_BYTES = 131072, SCAN_BYTES = 1048576, MOST_BYTES = 1048576;
+  const POLL_MS = 2000, STATE_MS = 6000;
+  const OVERLAP_BYTES = 4096; // of pieces that are searched: the error's line may be cut
   const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001a\u001c-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
   const ESCAPE = /\u001b\[([0-9;]*)m|\u001b(?:\[[0-?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)|.)?/g;
   const section = document.getElementById("log");
@@ -29,13 +33,13 @@
       }
     }
   };
-  const addStyled = (line, text, styles) => {
+  const addStyled = (parent, text, styles) => {
     let from = 0;
     const add = (part) => {
       const plain = part.replace(HIDDEN, "?");
       if (!plain) return;
-      if (styles.size) make(line, "span", [...styles].join(" "), plain);
-      else line.append(plain);
+      if (styles.size) make(parent, "span", [...styles].join(" "), plain);
+      else parent.append(plain);
     };
     for (const found of text.matchAll(ESCAPE)) {
       add(text.slice(from, found.index));
@@ -45,20 +49,43 @@
     add(text.slice(from));
   };
 
+  const has = (text, error) => Boolean(error) && text.replace(ESCAPE, "").includes(error);
+
+  // Whole lines of the log; those of the first error are marked.
+  const makeBlock = (bytes, error) => {
+    const block = document.createElement("span");
+    block.bytes = bytes.length;
+    block.className = "block";
+    const text = new TextDecoder().decode(bytes).replace(/\r\n?/g, "\n"), styles = new Set();
+    for (const part of has(text, error) ? text.split(/(?<=\n)/) : [text]) {
+      addStyled(has(part, error) ? make(block, "mark", "hit") : block, part, styles);
+    }
+    return block;
+  };
+
+  const cut = async (whole, from, limit) => {
+    const at = from < 0 ? Math.max(0, whole.size + from) : Math.min(from, whole.size);
+    return { bytes: new Uint8Array(await whole.slice(at, at + limit).arrayBuffer()), from: at, size: whole.size };
+  };
+  const NOTHING = { bytes: new Uint8Array(), from: 0, size: 0 };
+  // A piece of the log without the line that it begins within.
+  const cutLine = ({ bytes, from }) => {
+    const skip = from ? bytes.indexOf(10) + 1 : 0;
+    return { bytes: bytes.subarray(skip), from: from + skip };
+  };
+
   class Log {
     constructor(place, name) {
       this.name = name;
       this.arch = place.dataset.arch;
       this.attempt = place.dataset.attempt;
       this.folders = place.dataset.folders.split(" ");
-      this.error = place.dataset.errorLog === name ? place.dataset.error : "";
+      this.error = place.dataset.errorLog === name ? place.dataset.error.trim() : "";
       this.over = !place.dataset.live;
       this.folder = ""; // where it was found last
-      this.start = this.end = 0; // the bytes that are shown
-      this.size = 0;
-      this.packed = null; // the bytes of a log that was gzipped
-      this.styles = new Set();
-      this.follows = true;
+      this.start = this.end = this.size = 0; // the bytes that are shown, and all of them
+      this.packed = null; // a log that was gzipped
+      this.follows = true; // the end of the text is in view
       this.draw();
     }
 
@@ -76,12 +103,14 @@
         return made;
       };
       this.earlier = button("Load earlier", () => this.loadEarlier());
+      this.later = button("Load later", () => this.loadLater());
       this.jump = button("First error", () => this.findError());
       this.jump.hidden = !this.error;
       button("End", () => this.open());
       button("Close", async () => { shown = null; section.hidden = true; });
       this.text = make(section, "pre", "text");
       this.text.tabIndex = 0;
+      this.text.setAttribute("role", "region");
       this.text.setAttribute("aria-label", `${this.name} on ${this.arch}`);
       this.text.addEventListener("scroll", () => {
         this.follows = this.text.scrollTop + this.text.clientHeight > this.text.scrollHeight - 40;
@@ -92,7 +121,7 @@
 
     // Bytes of the log from wherever it is now: {bytes, from, size}, or null where it is nowhere.
     async read(from, limit) {
-      if (this.packed) return this.cut(from, limit);
+      if (this.packed) return cut(this.packed, from, limit);
       const range = from < 0 ? `bytes=${from}` : `bytes=${from}-${from + limit - 1}`;
       const folders = this.folder ? [this.folder, ...this.folders.filter((each) => each !== this.folder)] : this.folders;
       for (const folder of folders) {
@@ -104,11 +133,8 @@
           return { bytes: new Uint8Array(), from: from < 0 ? 0 : from, size: Number.isNaN(size) ? this.size : size };
         }
         if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+        if (answer.status === 200) return cut(await answer.blob(), from, limit);
         const bytes = new Uint8Array(await answer.arrayBuffer());
-        if (answer.status === 200) {
-          const at = from < 0 ? Math.max(0, bytes.length + from) : Math.min(from, bytes.length);
-          return { bytes: bytes.slice(at, at + limit), from: at, size: bytes.length };
-        }
         const [, first, size] = /bytes (\d+)-\d+\/(\d+)/.exec(answer.headers.get("Content-Range"));
         return { bytes, from: Number(first), size: Number(size) };
       }
@@ -121,109 +147,114 @@
         const answer = await fetch(`${folder}${this.name}.gz`);
         if (!answer.ok) continue;
         const plain = answer.body.pipeThrough(new DecompressionStream("gzip"));
-        this.packed = new Uint8Array(await new Response(plain).arrayBuffer());
+        this.packed = await new Response(plain).blob(); // which may lie on disk
         this.folder = folder;
-        return this.cut(from, limit);
+        return cut(this.packed, from, limit);
       }
       return null;
     }
 
-    cut(from, limit) {
-      const at = from < 0 ? Math.max(0, this.packed.length + from) : Math.min(from, this.packed.length);
-      return { bytes: this.packed.slice(at, at + limit), from: at, size: this.packed.length };
-    }
-
     // Show the end of the log, from the beginning of a line on.
     async open() {
-      const piece = await this.read(-PIECE_BYTES, PIECE_BYTES);
-      this.show(piece);
+      this.show(await this.read(-TAIL_BYTES, TAIL_BYTES), true);
       this.follows = true;
       this.text.scrollTop = this.text.scrollHeight;
     }
 
-    show(piece) {
+    // Show nothing but a piece; `tails`: what is added to the log is shown, too.
+    show(piece, tails) {
       this.text.replaceChildren();
-      this.decoder = new TextDecoder();
-      this.styles.clear();
-      this.last = null;
-      if (!piece) { this.start = this.end = this.size = 0; return; }
-      const skip = piece.from ? piece.bytes.indexOf(10) + 1 : 0;
-      this.start = piece.from + skip;
-      this.append(piece.bytes.subarray(skip), piece.from + piece.bytes.length, piece.size);
+      this.tails = tails;
+      const { bytes, from } = cutLine(piece || NOTHING);
+      this.start = this.end = from;
+      this.append({ ...(piece || NOTHING), bytes });
     }
 
-    append(bytes, end, size) {
-      this.end = end;
+    // Show more at the end: whole lines, or what is left at the end of a log that grows no more.
+    append({ bytes, size }) {
       this.size = size;
-      const lines = this.decoder.decode(bytes, { stream: true }).split(/\r\n|[\n\r]/);
-      lines.forEach((text, place) => {
-        if (place || !this.last) this.last = make(this.text, "span", "line");
-        addStyled(this.last, text, this.styles);
-        if (place < lines.length - 1) this.last.append("\n");
+      const isLast = this.over && this.end + bytes.length >= size;
+      const whole = isLast ? bytes : bytes.subarray(0, bytes.lastIndexOf(10) + 1 || (bytes.length < TAIL_BYTES ? 0 : bytes.length));
+      if (whole.length) this.text.append(makeBlock(whole, this.error));
+      this.end += whole.length;
+      this.keepPlace(() => {
+        for (; this.isTooLong; this.text.firstChild.remove()) this.start += this.text.firstChild.bytes;
       });
-      while (this.text.childElementCount > MOST_LINES && this.follows) {
-        this.start += new TextEncoder().encode(this.text.firstChild.textContent).length; // near enough for "load earlier"
-        this.text.firstChild.remove();
-      }
-      this.earlier.hidden = this.start <= 0;
-      if (this.follows) this.text.scrollTop = this.text.scrollHeight;
+      this.showButtons();
+      if (this.follows && this.tails) this.text.scrollTop = this.text.scrollHeight;
     }
 
     async loadEarlier() {
-      const from = Math.max(0, this.start - PIECE_BYTES * 4);
+      const from = Math.max(0, this.start - BLOCK_BYTES);
       const piece = await this.read(from, this.start - from);
       if (!piece || !piece.bytes.length) return;
-      const skip = from ? piece.bytes.indexOf(10) + 1 : 0;
-      const before = this.text.scrollHeight;
-      const fragment = document.createDocumentFragment();
-      const styles = new Set();
-      for (const text of new TextDecoder().decode(piece.bytes.subarray(skip)).split(/(?<=\n)/)) {
-        addStyled(make(fragment, "span", "line"), text.replace(/\r/g, ""), styles);
+      const { bytes, from: start } = cutLine(piece);
+      this.keepPlace(() => {
+        this.text.prepend(makeBlock(bytes, this.error));
+        this.start = start;
+      });
+      for (; this.isTooLong; this.text.lastChild.remove()) {
+        this.tails = false;
+        this.end -= this.text.lastChild.bytes;
       }
-      this.text.prepend(fragment);
-      this.start = from + skip;
+      this.showButtons();
+    }
+
+    async loadLater() {
+      const piece = await this.read(this.end, BLOCK_BYTES);
+      if (!piece) return;
+      this.append(piece);
+      this.tails = this.end >= this.size;
+      this.showButtons();
+    }
+
+    get isTooLong() { return this.end - this.start > MOST_BYTES && this.text.childElementCount > 1; }
+
+    // Change what is above, and leave what is in view where it is.
+    keepPlace(change) {
+      const below = this.text.scrollHeight - this.text.scrollTop;
+      change();
+      this.text.scrollTop = this.text.scrollHeight - below;
+    }
+
+    showButtons() {
       this.earlier.hidden = this.start <= 0;
-      this.text.scrollTop += this.text.scrollHeight - before;
+      this.later.hidden = this.tails;
     }
 
     // Find the line of the first error: in what is shown, else backwards through the log.
     async findError() {
-      if (this.mark()) return;
-      this.follows = false;
-      for (let to = this.start; to > 0;) {
-        const from = Math.max(0, to - SCAN_BYTES);
-        this.say("Looking for the first error …");
+      let step = SCAN_BYTES;
+      for (let to = this.size; !this.scrollToError() && to > 0;) {
+        const from = Math.max(0, to - step);
+        this.say(`Looking for the first error: ${Math.round(100 * (1 - to / this.size))} % …`);
         const piece = await this.read(from, to - from);
-        if (!piece) break;
-        if (new TextDecoder().decode(piece.bytes).includes(this.error.trim())) {
-          this.show(piece);
-          this.say(`From byte ${this.start} on: “End” leads back.`);
-          this.mark();
-          return;
-        }
-        to = from && from + 4096; // a line may be cut
-        if (from === 0) break;
+        if (!piece || shown !== this) return;
+        const isHere = has(new TextDecoder().decode(piece.bytes), this.error);
+        if (isHere && step > BLOCK_BYTES) { step = BLOCK_BYTES; continue; }
+        if (isHere) this.show(piece, false);
+        to = from && from + OVERLAP_BYTES;
       }
-      this.say("The line of the first error was not found.");
+      this.say(this.scrollToError() ? "" : "The line of the first error was not found.");
     }
 
-    mark() {
-      const wanted = this.error.trim();
-      const line = [...this.text.children].find((each) => each.textContent.includes(wanted));
-      if (!wanted || !line) return false;
-      line.classList.add("hit");
-      this.follows = false;
-      line.scrollIntoView({ block: "center" });
-      return true;
+    scrollToError() {
+      const line = this.text.querySelector(".hit");
+      if (line) {
+        this.follows = false;
+        line.scrollIntoView({ block: "center" });
+      }
+      return line !== null;
     }
 
     // What has been added; another folder has the same bytes at the same offsets.
     async poll() {
+      if (!this.tails) return;
       const known = this.end ? 1 : 0; // the last byte again: a range without any is an error
       const piece = await this.read(this.end - known, SCAN_BYTES);
       if (!piece) { this.say(this.over ? "The store does not have this log." : "Nothing is written yet."); return; }
       if (piece.size < this.end) { await this.open(); return; } // another log took its place
-      this.append(piece.bytes.subarray(known), piece.from + piece.bytes.length, piece.size);
+      this.append({ bytes: piece.bytes.subarray(known), size: piece.size });
       const grows = !this.over || this.folder.includes("/live/");
       this.say(grows ? "Growing" : this.end >= this.size ? "Complete" : "");
     }
@@ -240,7 +271,7 @@
       if (!logs) return;
       this.folders = logs.folders;
       if (logs.over && !this.over) { this.over = true; this.folder = ""; }
-      if (leg.error_log === this.name && leg.error_line) { this.error = leg.error_line; this.jump.hidden = false; }
+      if (leg.error_log === this.name && leg.error_line) { this.error = leg.error_line.trim(); this.jump.hidden = false; }
     }
   }
 

@@ -3,7 +3,7 @@
 "use strict";
 {
   const MOST = 200;
-  const FOLDERS = { package: "packages", target: "targets", builder: "builders" };
+  const FOLDERS = { package: "packages", target: "targets", builder: "builders", batch: "batches" };
   const root = document.body.dataset.root;
   const query = document.getElementById("query");
   const results = document.getElementById("results");
