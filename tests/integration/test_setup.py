@@ -15,6 +15,7 @@ from typing import Callable
 import pytest
 
 from reimzul.admin.setup import apply, roles
+from reimzul.admin.setup.files import System
 from tests.setuphost import Host
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -566,13 +567,35 @@ def test_a_key_made_elsewhere_is_imported(host: Host, tmp_path: Path) -> None:
     assert KEY in host.text(roles.ACCEPTED)
 
 
-@pytest.mark.parametrize(
-    "words", [("--psk-file", "-"), ("--new-key",), ("--json",), ("--remove", "--add-builder", "b1")]
-)
+@pytest.mark.parametrize("words", [("--psk-file", "-"), ("--new-key",), ("--json",)])
 def test_options_that_mean_nothing_alone_are_refused(host: Host, words: tuple[str, ...]) -> None:
     code, _, err = host.setup("controller", *words)
     assert code == 2
     assert "goes with" in err
+
+
+@pytest.mark.parametrize("kind", ["--list", "--remove"])
+@pytest.mark.parametrize(
+    "words",
+    [("--add-builder", "b1"), ("--revoke", "b1"), ("--public-url", "http://f.example.org/"), ("--psk-file", "-"),
+     ("--set", "worker.max_load=8"), ("--new-event-key",)],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_what_lists_or_removes_refuses_all_that_it_would_not_do(host: Host, kind: str, words: tuple[str, ...]) -> None:
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)
+    host.calls()
+    before = host.files()
+    code, out, err = host.setup("bstore", kind, *words, given="no key")
+    assert (code, out) == (2, "")
+    assert f"{words[0]} has no effect with {kind}: leave it out" in err
+    assert (host.files(), host.calls()) == (before, [])
+
+
+def test_keys_are_listed_while_another_setup_runs(host: Host) -> None:
+    host.done("bstore", *HOSTS[:2], "--name", "s", "--psk-file", "-", given=f"s:{'cd' * 32}\ncontroller:{'ef' * 32}\n")
+    with apply.lock_setup(System(root=host.root, running=True)):
+        assert host.done("bstore", "--list") == "controller\n"
+        assert json.loads(host.done("bstore", "--list", "--json")) == {"names": ["controller"]}
 
 
 def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import attr
 import click
 
-from reimzul.admin.output import NearestGroup, print_json
+from reimzul.admin.output import NearestGroup, print_json, refuse_others
 from reimzul.admin.setup import apply, ini, mqtt, psk, removal, roles, verify
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import RootNeeded, System
@@ -251,13 +251,21 @@ class _SetupRun:
         self, role: str, *, dry_run: bool, removes: bool, yes: bool, as_json: bool, settings: Sequence[str], root: Path,
         psk_file: str | None, original_workers: str | None = None, public_url: str | None = None, **given: Any,
     ) -> None:  # fmt: skip
+        lists = bool(given.get("list_keys"))
+        if lists:
+            refuse_others("--list", "list_keys", "as_json", "root")
+        if removes:
+            refuse_others("--remove", "removes", "dry_run", "yes", "as_json", "root")
         if os.geteuid() and not dry_run and root == Path("/"):
             raise RootNeeded
         if original_workers:
             click.echo("warning: --original-workers has no effect any more, and is an error from 0.3 on", err=True)
         self.role, self.removes, self.given = role, removes, given
         self.system = System.at_root(root.resolve())
-        self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
+        changes_nothing = dry_run or lists
+        self.lock = (
+            None if changes_nothing else click.get_current_context().with_resource(apply.lock_setup(self.system))
+        )
         self.settings = dict(map(ini.parse_setting, settings))
         if public_url is not None:
             self.settings["bstore", "public_url"] = public_url.strip()
@@ -271,11 +279,7 @@ class _SetupRun:
             raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
         if given.get("new_key") and not changes_keys:
             raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
-        if removes and (changes_keys or self.settings):
-            raise click.UsageError(
-                "--remove takes the role off: it goes with --dry-run, --json, --yes and --root alone"
-            )
-        if as_json and not (dry_run or given.get("list_keys")):
+        if as_json and not changes_nothing:
             raise click.UsageError("--json goes with --dry-run or --list")
         self.keys = None if psk_file is None else psk.read_key_file(psk_file)
         self.options = ApplyOptions(yes=yes, as_json=as_json, to_stderr=changes_keys and role == "controller")
