@@ -122,6 +122,37 @@ def test_bstore_notes_what_people_reach_it_by_and_says_so(host: Host) -> None:
     assert host.done("bstore") == "nothing to do\n"
 
 
+def test_a_person_is_asked_what_links_begin_with(host: Host) -> None:
+    own = f"bstore.example.org:{'cd' * 32}\n"
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=own)
+    code, _, err = host.setup("bstore", "--public-port", "80", typed="\n")
+    assert "URL of the folder above repo/ as people reach it, for links [http://bstore.example.org/]: " in err
+    assert (code, host.text(roles.PUBLIC_URL)) == (0, "http://bstore.example.org/\n")
+    assert "\npublic_url =\n" in host.text(roles.SETTINGS), "what setup makes follows another port"
+    assert "as people reach it" not in host.setup("bstore", "--public-port", "80", typed="")[2], "nothing is new"
+    assert "as people reach it" not in host.setup("bstore", "--public-port", "81", "--yes", typed="")[2]
+    words = "nonsense\nhttps://farm.example.org/repo/\nhttps://farm.example.org\n"
+    code, out, err = host.setup("bstore", "--public-port", "8080", typed=words)
+    assert (code, err.count("as people reach it"), err.count("Error: ")) == (0, 3, 2), err
+    assert "links that people get begin with https://farm.example.org/\n" in out
+    assert host.text(roles.PUBLIC_URL) == "https://farm.example.org/\n"
+    assert "\npublic_url = https://farm.example.org/\n" in host.text(roles.SETTINGS)
+    assert "as people reach it" not in host.setup("bstore", "--public-port", "80", typed="")[2], "it was answered"
+    code, _, err = host.setup("bstore", "--public-port", "81", "--public-url", "", typed="")
+    assert (code, "as people reach it" in err) == (0, False)
+
+
+def test_a_person_is_asked_what_links_to_pages_begin_with(host: Host) -> None:
+    code, out, err = host.setup("controller", "--pages-port", "80", "--controller", "f.example.org", typed="\n")
+    assert "URL of the pages as people reach them, for links [http://f.example.org/]: " in err
+    assert (code, "\nurl = http://f.example.org/\n" in host.text(roles.SETTINGS)) == (0, True)
+    words = ("--pages-port", "8080", "--controller", "f.example.org")
+    code, out, _ = host.setup("controller", *words, typed="https://farm.example.org\n")
+    assert (code, "links that people get lead to https://farm.example.org/\n" in out) == (0, True)
+    assert "\nurl = https://farm.example.org/\n" in host.text(roles.SETTINGS)
+    assert "as people reach" not in host.setup("controller", "--pages-port", "80", typed="")[2], "it was answered"
+
+
 def test_a_controller_may_have_links_of_another_host(host: Host) -> None:
     host.done("controller", "--public-url", "https://farm.example.org/")
     assert "\npublic_url = https://farm.example.org/\n" in host.text(roles.SETTINGS)
@@ -611,6 +642,9 @@ def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
         while b"ends them:" not in shown:
             shown += os.read(ours, 1024)
         os.write(ours, f"s:{'cd' * 32}\n{KEY}\n".encode())
+        while b"for links (empty: none): " not in shown:
+            shown += os.read(ours, 1024)
+        os.write(ours, b"https://farm.example.org/\n")
         try:
             while more := os.read(ours, 1024):
                 shown += more
@@ -622,6 +656,7 @@ def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
     assert "cd" * 32 not in shown.decode()
     assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n"
     assert KEY in host.text(roles.ACCEPTED)
+    assert host.text(roles.PUBLIC_URL) == "https://farm.example.org/\n"
 
 
 # --- firewalld

@@ -21,6 +21,7 @@ from reimzul.admin.setup.roles import RoleOptions, RolePlan, Step
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.setting_parsers import parse_optional_url, url_parser
 
 #: The most instances by default, as in the original's README; builders with few cores get fewer.
 DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
@@ -68,7 +69,7 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _public_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--public-url", metavar="URL",
-        help="Have links for people begin with URL, if not with bstore's name and public port; '' ends that.",
+        help="Have links for people begin with URL. On bstore asked for on a terminal; '' is its name and public port.",
     )(function)  # fmt: skip
 
 
@@ -185,17 +186,19 @@ def bstore(
         return 0
     identity = setup.ask_identity(name, controller=controller)
     port = roles.current_port(system, roles.PUBLIC) if public_port is None else public_port
+    made_url = roles.find_public_url(public_url, port, identity["own_key"].partition(":")[0], system)
+    url = setup.ask_public_url(made_url, port) if public_url is None else made_url
     options = RoleOptions(
         keys=result,
         settings=setup.settings,
         event_keys=setup.given_event_key(),
         **identity,
         public_port=port,
-        public_url=roles.find_public_url(public_url, port, identity["own_key"].partition(":")[0], system),
+        public_url=url,
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
     )
     setup.carry_out(roles.plan_role("bstore", system, options), result.made, first=roles.folder_steps(system))
-    if options.public_url and (public_port, public_url) != (None, None):
+    if url and ((public_port, public_url) != (None, None) or url != made_url):
         setup.options.print(f"links that people get begin with {options.public_url}")
     old_uploads = roles.find_old_uploads(system)
     if old_uploads:
@@ -330,11 +333,37 @@ class _SetupRun:
     def add_pages(self, options: RoleOptions, port: int | None, own_name: str) -> RoleOptions:
         """The options with the pages at a port, at none with 0, or with None as they are; links lead to them."""
         url = roles.find_pages_url(port, own_name, self.system)
+        if url and ("pages", "url") not in options.settings and port != roles.current_port(self.system, roles.PAGES):
+            url = self._ask_url("URL of the pages as people reach them, for links", url, url_parser("http"))
         settings = {**({} if url is None else {("pages", "url"): url}), **options.settings}
         if port and url:
             self.options.print(f"links that people get lead to {settings['pages', 'url']}")
         port = roles.current_port(self.system, roles.PAGES) if port is None else port
         return attr.evolve(options, pages_port=port, settings=settings)
+
+    def ask_public_url(self, made: str, port: int) -> str:
+        """What links to the store begin with: as a person answers at the first run and at a new port, else `made`."""
+        is_new = not self.hosts or (port and port != roles.current_port(self.system, roles.PUBLIC))
+        if not is_new or roles.current_setting(self.system, "bstore", "public_url"):
+            return made
+        url = self._ask_url("URL of the folder above repo/ as people reach it, for links", made, parse_optional_url)
+        if url != made:
+            self.settings["bstore", "public_url"] = url
+        return url
+
+    def _ask_url(self, question: str, made: str, parse: Callable[[str], str]) -> str:
+        """A person's answer; `made` is the default, also where nobody can be asked."""
+
+        def check(answer: str) -> str:
+            try:
+                return parse(answer)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
+
+        if self.options.yes or not sys.stdin.isatty():
+            return made
+        question += "" if made else " (empty: none)"
+        return str(click.prompt(question, default=made, show_default=bool(made), value_proc=check, err=True))
 
     def given_event_key(self) -> str:
         """bstore's file of the key of events, if the key was given."""
