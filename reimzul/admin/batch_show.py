@@ -38,7 +38,10 @@ _MAX_CHAIN, _MAX_CAUSES = 6, 10
 
 
 @click.command("list", epilog=EXIT_CODES)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="COUNT")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="COUNT",
+    help="List no more than this; the last line says if there are more.",
+)  # fmt: skip
 @output.table_options(_LIST_TABLE)
 @output.json_option("a list of batches")
 @output.pass_settings

@@ -94,13 +94,16 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
     help=f"One of {', '.join(BuildState.ALL)}. May be repeated.",
 )
 @target_option()
-@click.option("--arch", metavar="ARCH")
+@click.option("--arch", metavar="ARCH", help="Only builds on this arch.")
 @click.option("--srpm", metavar="NAME", help="A file's whole name, its beginning, or a pattern, as 'time-*.el9*'.")
 @click.option("--submitter", metavar="NAME", help="A name, or a pattern.")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch: its id, or the beginning of it.")
 @period_options("Only builds", default=None)
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT",
+    help="List no more than this; the last line says if there are more.",
+)  # fmt: skip
 @table_options(_TABLE)
 @json_option("a list with all that is known of each")
 @pass_settings

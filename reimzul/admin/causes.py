@@ -109,7 +109,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 @click.command("causes", epilog=EXIT_CODES)
 @output.period_options("Group builds")
 @target_option()
-@click.option("--arch", metavar="ARCH")
+@click.option("--arch", metavar="ARCH", help="Only builds on this arch.")
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch; by default, since it was submitted.")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")

@@ -38,6 +38,8 @@ _STATE_COLOURS = {
     **dict.fromkeys(("published", "idle"), "green"),
     **dict.fromkeys(("building", "busy", "draining", "paused", "resting"), "yellow"),
 }
+#: More characters than the first sentence of any help has.
+_MAX_SENTENCE = 1000
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -211,6 +213,12 @@ class NearestGroup(click.Group):
             hint = suggest_nearest(args[0], known) or f"; `{ctx.command_path} --help` lists them"
             ctx.fail(f"there is no command {validators.quoted(args[0])}{hint}")
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands with the whole first sentence of each; click would cut it to a line."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(_MAX_SENTENCE)) for name, each in found if each])
 
 
 # --- tables and JSON

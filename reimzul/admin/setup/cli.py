@@ -28,7 +28,7 @@ DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
 
 
 def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in (
+    for decorate in reversed((
         click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing."),
         click.option(
             "--remove", "removes", is_flag=True, help="Stop and disable the role's units; remove what setup wrote."
@@ -44,13 +44,13 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             help="Set up the image below FOLDER: write and enable, start nothing.",
         ),
-    ):  # fmt: skip
+    )):  # fmt: skip
         function = decorate(function)
     return function
 
 
 def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in (
+    for decorate in reversed((
         click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
         click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
         click.option("--new-key", is_flag=True, help="With --add-…: replace the key of a host that has one."),
@@ -61,7 +61,7 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--psk-file", metavar="FILE", help="Read keys made elsewhere, a line name:hex each; - is stdin."),
         # of the versions that let workers of the original upload; accepted until 0.3
         click.option("--original-workers", type=click.Choice(["on", "off"]), hidden=True),
-    ):
+    )):  # fmt: skip
         function = decorate(function)
     return function
 
@@ -69,7 +69,7 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _public_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--public-url", metavar="URL",
-        help="Have links for people begin with URL. On bstore asked for on a terminal; '' is its name and public port.",
+        help="Have links for people begin with URL; '' is bstore's name and public port. bstore's setup asks for it.",
     )(function)  # fmt: skip
 
 
@@ -91,8 +91,6 @@ def command() -> None:
 
 
 @command.command("controller", epilog=EXIT_CODES)
-@_key_options
-@_common_options
 @click.option("--add-bstore", metavar="NAME", help="Accept bstore's key. NAME is its host name unless --bstore has it.")
 @click.option("--controller", metavar="HOST", help="This host's name as the others know it, for the lines printed.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name, if it is not the NAME of --add-bstore.")
@@ -101,6 +99,8 @@ def command() -> None:
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
 @click.option("--pages-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve the farm's pages; 0: stop.")
+@_key_options
+@_common_options
 def controller(
     add_bstore: str | None, controller: str | None, bstore: str | None, mock_configs: str | None,
     public_url: str | None, with_mqtt: bool, mqtt_listen: str | None, pages_port: int | None, **given: Any,
@@ -154,13 +154,15 @@ def controller(
 
 
 @command.command("bstore", epilog=EXIT_CODES)
-@_key_options
-@_common_options
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
 @click.option("--name", metavar="NAME", help="Whose key in --psk-file is this host's own, if there are several.")
-@click.option("--repogen-workers", type=click.IntRange(1, 64), metavar="N", help="How many publish at once; 3.")
+@click.option(
+    "--repogen-workers", type=click.IntRange(1, 64), metavar="N", help="How many publish at once; by default 3."
+)
 @click.option("--public-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
 @_public_url_option
+@_key_options
+@_common_options
 def bstore(
     controller: str | None, name: str | None, repogen_workers: int | None, public_port: int | None,
     public_url: str | None, **given: Any,
@@ -207,13 +209,13 @@ def bstore(
 
 
 @command.command("builder", epilog=EXIT_CODES)
-@_common_options
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name.")
 @click.option("--name", metavar="NAME", help="This builder's name, whose key is in --psk-file.")
 @click.option("--psk-file", metavar="FILE", help="Read this builder's key, a line name:hex; - is stdin.")
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many build at once.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many build at once; by default 1 to 4.")
 @click.option("--mock-configs", metavar="URL", help="Clone the git repository of mock's configurations.")
+@_common_options
 def builder(
     controller: str | None, bstore: str | None, name: str | None, workers: int | None, mock_configs: str | None,
     **given: Any,
