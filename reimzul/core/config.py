@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reimzul.core.errors import ConfigError, describe_os_error
-from reimzul.core.formatting import suggest_nearest
+from reimzul.core.formatting import find_nearest, suggest_nearest
 from reimzul.core.settings import (
     RETIRED,
     Settings,
@@ -91,7 +91,8 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
 def _unknown_sections(parser: configparser.ConfigParser) -> Iterator[str]:
     for name in parser.sections():
         if name not in all_sections():
-            yield f"[{name}] is not a section" + suggest_nearest(f"[{name}]", [f"[{each}]" for each in all_sections()])
+            nearest = find_nearest(name, all_sections())  # without the brackets, in which all are alike
+            yield f"[{name}] is not a section{f'; is [{nearest}] meant?' if nearest else ''}"
 
 
 def _suggest_key(section: str, key: str) -> str:

@@ -162,6 +162,7 @@ def test_all_faults_are_told_at_once() -> None:
         ("[worker]\nlogfile = /x\n", "[worker] logfile is not a setting; [logs] has one of that name"),
         ("[worker]\nquux = 1\n", "[worker] quux is not a setting"),
         ("[quux]\n", "[quux] is not a section"),
+        ("[submit]\n", "[submit] is not a section"),  # the brackets make nothing alike
         ("[Logs]\n", "[Logs] is not a section; is [logs] meant?"),
         ("[mqtt]\nnotifications = yes\n", "[mqtt] ca_cert: required if notifications is true"),
     ],
