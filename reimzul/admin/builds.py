@@ -129,7 +129,7 @@ def command(
       reimzul builds --srpm 'time-*.el9*' --json
     """
     found: list[BuildRecord] = []
-    target, has_history = wanted["target"], True
+    target, reason = wanted["target"], ""
     is_folded = not as_json and not any(value for name, value in wanted.items() if name != "target")
     period = period_filter(begin, end)
     try:
@@ -137,17 +137,16 @@ def command(
             chosen = {**wanted, "batch": ""} if is_folded else wanted
             found = _find_builds(settings, history, limit + 1, {**chosen, **period})
     except NoHistory as error:
-        click.echo(str(error), err=True)
-        has_history = False
+        reason = str(error)
     batches = _fold_batches(settings, target, begin, end, found, limit) if is_folded else []
+    if reason or not (found or batches or as_json):
+        print_none_found("build", reason, as_json=as_json)
     if as_json:
         print_json([record.to_output() for record in lookup.add_links(settings, found[:limit])])
     elif found or batches:
         dated = [*((each.timestamp, _row(each)) for each in found[:limit]), *batches]
         rows = sorted(dated, key=operator.itemgetter(0), reverse=True)
         print_table(_TABLE, [row for _, row in rows[:limit]], columns=columns, wide=wide)
-    elif has_history:
-        print_none_found("build")
     if len(found) + len(batches) > limit:
         print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
 

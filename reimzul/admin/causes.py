@@ -26,7 +26,7 @@ from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.formatting import format_rfc3339, format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history import BuildFilter, BuildRecord, History, NoHistory
 from reimzul.history.build_record import BuildState
 
 #: Days of the history in which `reimzul show` looks for builds that failed alike.
@@ -142,10 +142,16 @@ def command(
         plan = find_batch(settings, batch).state.plan
         batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
     wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch, batch=batch)
-    with lookup.reading_history(settings.history.url) as history:
-        groups = group_failures(find_failures(history, wanted))
-        if not groups:
-            refuse_unknown(settings, history, target=target, arch=arch)
+    groups, reason = [], ""
+    try:
+        with lookup.reading_history(settings.history.url) as history:
+            groups = group_failures(find_failures(history, wanted))
+            if not groups:
+                refuse_unknown(settings, history, target=target, arch=arch)
+    except NoHistory as error:
+        reason = str(error)
+    if reason or not (groups or as_json):
+        output.print_none_found("failed build", reason, as_json=as_json)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
@@ -163,8 +169,6 @@ def command(
         click.echo(f"{failed:,} failed since {format_time(begin)}{until}, {pluralize(len(groups), 'cause')}")
     if groups:
         output.print_table(_TABLE, map(_row_cells, groups), columns=columns, wide=wide)
-    else:
-        output.print_none_found("failed build")
 
 
 def _row_cells(group: FailureGroup) -> list[str]:

@@ -298,9 +298,9 @@ def print_note(text: str, *, as_json: bool = False) -> None:
     click.secho(text, dim=True, err=as_json or not sys.stdout.isatty())
 
 
-def print_none_found(thing: str, *, as_json: bool = False) -> None:
-    """Print that a list is empty, in the same words in every command."""
-    print_note(f"no {thing} found", as_json=as_json)
+def print_none_found(thing: str, reason: str = "", *, as_json: bool = False) -> None:
+    """Print that a list is empty, in the same words in every command, or the reason why it can have nothing."""
+    print_note(reason or f"no {thing} found", as_json=as_json)
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:

@@ -21,7 +21,7 @@ from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_duration, format_rfc3339, format_time
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history import BuildFilter, BuildRecord, History, NoHistory
 from reimzul.history.build_record import BuildState, RecordedAttempt
 from reimzul.history.estimates import quantile
 
@@ -49,17 +49,20 @@ def command(settings: Settings, begin: float, end: float | None, target: str | N
     """
     if as_json:
         output.refuse_ignored("with --json", "top")
-    with lookup.reading_history(settings.history.url) as history:
-        targets = expand_option(settings, target)
-        stats = compute_stats_between(history, begin, end, targets)
-        if not stats.count:
-            refuse_unknown(settings, history, target=target)
+    stats, reason = BuildStats(), ""
+    try:
+        with lookup.reading_history(settings.history.url) as history:
+            stats = compute_stats_between(history, begin, end, expand_option(settings, target))
+            if not stats.count:
+                refuse_unknown(settings, history, target=target)
+    except NoHistory as error:
+        reason = str(error)
+    if reason or not (stats.count or as_json):
+        output.print_none_found("build", reason, as_json=as_json)
     if as_json:
         output.print_json(to_dict(stats, begin, end or time.time()))
     elif stats.count:
         _print_tables(stats, top, f"since {format_time(begin)}{f', until {format_time(end)}' if end else ''}")
-    else:
-        output.print_none_found("build")
 
 
 def _print_tables(stats: BuildStats, top: int, title: str) -> None:

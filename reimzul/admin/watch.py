@@ -118,14 +118,14 @@ def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
 
 def _has_unfinished(settings: Settings, as_json: bool) -> bool:
     """Whether any build waits or runs; if not, print that."""
+    found, reason = False, ""
     try:
         with lookup.reading_history(settings.history.url) as history:
             found = bool(history.find_unfinished())
     except NoHistory as error:
-        click.echo(str(error), err=True)
-        return False
+        reason = str(error)
     if not found:
-        print_none_found("waiting or running build", as_json=as_json)
+        print_none_found("waiting or running build", reason, as_json=as_json)
     return found
 
 

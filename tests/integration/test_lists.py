@@ -236,6 +236,23 @@ def test_an_empty_list_is_said_in_the_same_words(
     json.loads(in_json.stdout)
 
 
+@pytest.mark.parametrize("words", [("builds",), ("watch",), ("causes",), ("stats",)], ids=lambda words: words[0])
+def test_a_farm_that_has_built_nothing_yet_is_no_error(ini: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    reason = f"no builds are known yet: the notifier has not made {tmp_path}/history.sqlite\n"
+    in_pipe = reimzul(*words)
+    assert (in_pipe.returncode, in_pipe.stdout, in_pipe.stderr) == (0, "", reason)
+    in_json = reimzul(*words, "--json")
+    assert (in_json.returncode, in_json.stderr) == (0, reason)
+
+
+def test_every_line_on_stderr_begins_with_the_name_of_the_program(ini: Path) -> None:
+    for words in (("targets",), ("targets", "show", "c9s"), ("builders",), ("show", "12345678"), ("prune",)):
+        done = reimzul(*words)
+        assert done.returncode in (0, 1, 4, 5)
+        errors = [line for line in done.stderr.splitlines() if not re.fullmatch("no (target|worker) found", line)]
+        assert [line for line in errors if not line.startswith("reimzul: ")] == []
+
+
 def test_watch_ends_where_nothing_waits_or_runs(ini: Path, tmp_path: Path) -> None:
     nothing = reimzul("watch")
     assert (nothing.returncode, nothing.stdout) == (0, "")
