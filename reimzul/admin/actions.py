@@ -355,7 +355,7 @@ def retry(
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
     print_result([attr.asdict(each) for each in done], [each.text for each in done], as_json)
     if fault:
-        print_error(retry, fault)
+        print_error(fault)
     return EXIT_FAILED if fault else 0
 
 

@@ -202,7 +202,7 @@ def _report_end(files: BatchFiles, found: Settlement, number: int, as_json: bool
     else:
         output.print_result(None, [f"batch {files.batch}: {message}"], False)
     for key, why in {**found.stale, **found.unsettled, **found.unread}.items():
-        print_error(settle, f"{key}: {why}")
+        print_error(f"{key}: {why}")
     return 0 if found.is_settled else EXIT_FAILED
 
 

@@ -64,7 +64,7 @@ def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: b
     if len(known) > limit:
         output.print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
     for fault in faults:
-        print_error(list_command, fault)
+        print_error(fault)
     return EXIT_FAILED if faults else 0
 
 

@@ -100,7 +100,7 @@ def list_builders(
     else:
         output.print_none_found("worker")
     if fault:
-        print_error(list_builders, fault)
+        print_error(fault)
     return EXIT_BROKER if fault else 0
 
 

@@ -84,13 +84,13 @@ def command(
         if not wanted:
             raise InputError(_describe_nothing(given, sources, wants_rpms, arch))
         if note := _describe_separated(wanted, wants_rpms):
-            print_error(command, note)
+            print_error(note)
         results = _download_all(session, wanted, dest)
     if as_json:
         print_json([result.to_dict() for result in results])
     for result in results:
         if result.fault:
-            print_error(command, result.fault)
+            print_error(result.fault)
         elif not as_json:
             click.echo(result.path)
     return EXIT_FAILED if any(result.fault for result in results) else 0

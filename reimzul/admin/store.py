@@ -73,8 +73,8 @@ _SCRATCH_TABLE = Table(
 _MAX_REPOMD_BYTES = 1 << 20
 
 
-class StoreNotLocal(ReimzulError):
-    """The store is not on this host, or this user may not write in it."""
+class StoreNotLocal(InputError):
+    """The store is not on this host, or this user may not write in it: run it elsewhere, or as somebody else."""
 
 
 def open_store_as_owner(settings: Settings) -> StorePaths:
@@ -173,7 +173,7 @@ def prune_builds(
         try:
             done.append(prune(store, indexer, name, rule, CancelToken(), dry_run=False))
         except ReimzulError as error:
-            print_error(prune_builds, str(error))
+            print_error(str(error))
             code = EXIT_FAILED
     _print_pruned(done, **output, dry_run=False)
     return code
@@ -408,7 +408,7 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, as_json: bo
     result = {"target": target, "job": job, "watchers": watchers}
     print_result(result, [f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}"], as_json)
     if not watchers:
-        print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
+        print_error(f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
 
 
 def _find_known_target(settings: Settings, given: str) -> str:

@@ -101,7 +101,7 @@ def command(
         print_none_found("target")
     faults = [*known.faults, *(f"{view.target}: {view.message}" for view in views if view.message)]
     for fault in faults:
-        print_error(command, fault)
+        print_error(fault)
     return EXIT_FAILED if faults else 0
 
 

@@ -103,18 +103,22 @@ def run_command(command: click.Command, *, help_without_arguments: bool = False)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except ReimzulError as error:
-        print_error(command, str(error))
+        _print_lines(command.name, str(error))
         sys.exit(error.exit_code)
     except Exception as error:
         logging.getLogger(__name__).debug("", exc_info=error)
-        print_error(command, f"a bug in Reimzul: {error!r} (run it with -v for where)")
+        _print_lines(command.name, f"a bug in Reimzul: {error!r} (run it with -v for where)")
         sys.exit(EXIT_BUG)
 
 
-def print_error(command: click.Command, message: str) -> None:
-    """Print a message on stderr, each line after the program's name."""
+def print_error(message: str) -> None:
+    """Print a message of the running command on stderr, each line after the program's name."""
+    _print_lines(click.get_current_context().find_root().command.name, message)
+
+
+def _print_lines(program: str | None, message: str) -> None:
     for line in message.splitlines():
-        click.echo(f"{command.name}: {line}", err=True)
+        click.echo(f"{program}: {line}", err=True)
 
 
 def local_hostname() -> str:

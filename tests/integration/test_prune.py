@@ -302,7 +302,7 @@ def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("REIMZUL_CONFIG", str(tmp_path / "ini"))
     for words in (["prune", "--keep", "1"], ["scratch", "list"]):
         done = reimzul(*words)
-        assert done.returncode == 1
+        assert done.returncode == 4
         where = f"{tmp_path}/nowhere/repo"
         assert done.stderr == f"reimzul: {where}: no such file or directory: run this on bstore ([bstore] root)\n"
 

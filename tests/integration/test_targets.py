@@ -275,14 +275,14 @@ def test_a_store_that_is_away_leaves_what_the_workers_know(controller: Controlle
     ini.write_text(ini.read_text().replace(str(controller.server.server_port), str(free_port())))
     done = controller.run("targets", code=1)
     assert {line.split("\t")[0] for line in done.stdout.splitlines()} == {"c9s", "c10s"}
-    assert "targets: which targets the store has is unknown: " in done.stderr
+    assert "reimzul: which targets the store has is unknown: " in done.stderr
 
 
 def test_damaged_repodata_are_named(controller: Controller) -> None:
     for primary in controller.store.target("c9s.x86_64").glob("repodata/*primary.xml.gz"):
         primary.write_bytes(b"damaged")
     done = controller.run("targets", code=1)
-    assert "targets: c9s.x86_64: " in done.stderr
+    assert "reimzul: c9s.x86_64: " in done.stderr
     assert next(line for line in done.stdout.splitlines() if line.startswith("c9s\t")).split("\t")[3:5] == ["?", "?"]
     assert "cannot be read" in controller.run("packages", "-t", "c9s", code=1).stderr
 
