@@ -57,7 +57,7 @@ def parse_settings(text: str, source: str) -> Settings:
     try:
         parser.read_string(text, source)
     except configparser.Error as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in _describe_syntax(error))) from None
     faults = list(_unknown_sections(parser))
     values = {}
     for name, kind in all_sections().items():
@@ -68,6 +68,20 @@ def parse_settings(text: str, source: str) -> Settings:
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
     return Settings(**values)
+
+
+def _describe_syntax(error: configparser.Error) -> Iterator[str]:
+    """What is wrong with the form of a settings file, without its text: that may be a secret."""
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        yield f"line {error.lineno} is before the first section, as [worker]"
+    elif isinstance(error, configparser.ParsingError) and error.errors:
+        yield from (f"line {number} is neither a section nor a setting" for number, _ in error.errors)
+    elif isinstance(error, configparser.DuplicateSectionError):
+        yield f"line {error.lineno}: [{error.section}] is there already"
+    elif isinstance(error, configparser.DuplicateOptionError):
+        yield f"line {error.lineno}: [{error.section}] {error.option} is set already"
+    else:
+        yield " ".join(str(error).split())
 
 
 def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[str]]:

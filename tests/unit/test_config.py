@@ -171,6 +171,19 @@ def test_a_misspelt_word_is_answered_with_the_nearest(text: str, fault: str) -> 
     assert faults(text) == [fault]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("secret: x\n", ["line 1 is before the first section, as [worker]"]),
+        ("[worker]\nsecret\n\nsecret\n", [f"line {n} is neither a section nor a setting" for n in (2, 4)]),
+        ("[worker]\n[logs]\n[worker]\n", ["line 3: [worker] is there already"]),
+        ("[worker]\nmock = secret\nmock = secret\n", ["line 3: [worker] mock is set already"]),
+    ],
+)
+def test_a_file_of_another_form_is_described_without_its_text(text: str, found: list[str]) -> None:
+    assert faults(text) == found
+
+
 MAIL_CLEAR = "[mail] starttls: must be true: the password would be sent in the clear"
 MAIL_PAIR = "[mail] set both login and password_file, or none"
 MAIL_DOMAIN = "[mail] submitter_domain: required if to_submitter is true"
