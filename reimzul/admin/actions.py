@@ -49,6 +49,7 @@ from reimzul.core.errors import (
 from reimzul.core.fs import find_unreadable
 from reimzul.core.incoming import mark_source
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
+from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord
@@ -105,7 +106,7 @@ def _print_results(
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until running builds have ended.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(3600),
     default=10,
     show_default=True,
     metavar="SECONDS",

@@ -24,6 +24,7 @@ from reimzul.core.formatting import pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.links import name_store
 from reimzul.core.listed_packages import PackageContent, iterate_contents
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.plan import overview
@@ -56,7 +57,7 @@ class Settlement:
 
 @click.command("settle", epilog=EXIT_CODES)
 @batch_lookup.batch_argument()
-@click.option("--passes", type=click.IntRange(1, 99), default=3, show_default=True, metavar="COUNT",
+@click.option("--passes", type=WholeNumber(1, 99), default=3, show_default=True, metavar="COUNT",
               help="Order no more than this many passes in all.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for each pass, and order the next, until the batch is settled.")
 @click.option("--close", is_flag=True, help="Instead, cancel what waits behind failed members: the batch is over then.")

@@ -16,6 +16,7 @@ from reimzul.admin.watch import WatchTimeout
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from reimzul.core.formatting import format_duration, format_time
+from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
@@ -37,7 +38,7 @@ _SHOWN_STATES = (MemberState.BUILDING, MemberState.RELEASED, MemberState.WAITING
 @batch_lookup.batch_argument()
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     metavar="SECONDS",
     help="Stop after this time with exit code 1; the batch goes on.",
 )

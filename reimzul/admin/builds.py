@@ -45,6 +45,7 @@ from reimzul.core.links import describe_files, name_store
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.targets import find_one_target
@@ -101,7 +102,7 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch: its id, or the beginning of it.")
 @period_options("Only builds", default=None)
 @click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT",
+    "--limit", type=WholeNumber(1, 1_000_000), default=50, show_default=True, metavar="COUNT",
     help="List no more than this; the last line says if there are more.",
 )  # fmt: skip
 @table_options(_TABLE)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
+from typing import Any, Callable, TypeVar, cast
 
 import attr
 import click
@@ -24,6 +24,7 @@ from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import NEEDS_CONTROLLER, load_settings, shared_options
 from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, join_words, suggest_nearest, to_output
+from reimzul.core.option_types import NearestChoice
 from reimzul.core.roles import require_controller
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,7 +68,7 @@ def _choose_colour(context: click.Context, _: click.Parameter, when: str) -> Non
 
 color_option = click.option(
     "--color",
-    type=click.Choice(("auto", "always", "never")),
+    type=NearestChoice(("auto", "always", "never")),
     default="auto",
     expose_value=False,
     callback=_choose_colour,
@@ -161,10 +162,23 @@ def period_options(what: str, *, default: str | None = "7d") -> Callable[[F], F]
         until = f"{what} submitted before then."
         since = f"{what} submitted since then: 12h, 7d, 2026-11-22, 2026-11-22T09:30 (UTC)."
         when: dict[str, Any] = {"callback": parse_moment_option, "metavar": "WHEN"}
-        function = click.option("--until", "end", help=until, **when)(function)
-        return click.option("--since", "begin", default=default, show_default=True, help=since, **when)(function)
+
+        @functools.wraps(function)
+        def run(*arguments: Any, **given: Any) -> Any:
+            _check_period(given["begin"], given["end"], default)
+            return function(*arguments, **given)
+
+        run = click.option("--until", "end", help=until, **when)(run)
+        return cast(F, click.option("--since", "begin", default=default, show_default=True, help=since, **when)(run))
 
     return decorate
+
+
+def _check_period(begin: float | None, end: float | None, default: str | None) -> None:
+    """Raise `UsageError` if the period ends before it begins: nothing can be in it."""
+    if begin is not None and end is not None and end <= begin:
+        hint = "" if is_given("begin") else f", which is {default} unless it is given"
+        raise click.UsageError(f"--until is before --since{hint}")
 
 
 def build_timestamp(at: float) -> str:
@@ -179,27 +193,6 @@ def period_filter(begin: float | None, end: float | None) -> dict[str, str | Non
     """Return the fields of a `BuildFilter` for what --since and --until gave."""
     moments = {"since": begin, "until": end}
     return {name: None if at is None else build_timestamp(at) for name, at in moments.items()}
-
-
-if TYPE_CHECKING:
-    _Choice = click.Choice[str]
-else:  # not generic before click 8.4
-    _Choice = click.Choice
-
-
-class NearestChoice(_Choice):
-    """A choice that answers an unknown word with the nearest known one."""
-
-    def __init__(self, choices: Iterable[str]) -> None:
-        super().__init__(list(choices), case_sensitive=False)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        known = {each.lower(): each for each in self.choices}
-        word = str(value).lower()
-        if word not in known:
-            hint = suggest_nearest(word, known) or f"; there are {', '.join(self.choices)}"
-            self.fail(f"{validators.quoted(str(value))} is unknown{hint}", param, ctx)
-        return known[word]
 
 
 class NearestGroup(click.Group):

@@ -20,6 +20,7 @@ from reimzul.admin.target_option import expand_option, refuse_unknown, target_op
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_duration, format_rfc3339, format_time
 from reimzul.core.message import Status
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, NoHistory
 from reimzul.history.build_record import BuildState, RecordedAttempt
@@ -31,7 +32,7 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 @click.command("stats", epilog=EXIT_CODES)
 @output.period_options("Count builds")
 @target_option()
-@click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
+@click.option("--top", type=WholeNumber(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
 @output.json_option("an object, with all packages")
 @output.pass_settings

@@ -46,6 +46,7 @@ from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_
 from reimzul.core.formatting import format_duration, format_size, format_timestamp, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.settings import Settings
@@ -116,7 +117,7 @@ def _user_name(uid: int) -> str:
 
 @click.command("prune", epilog=EXIT_CODES)
 @target_option(many=True)
-@click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
+@click.option("--keep", type=WholeNumber(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
 @click.option("--incoming", is_flag=True, help="On the controller: remove source rpms that no build needs instead.")

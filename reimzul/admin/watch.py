@@ -39,6 +39,7 @@ from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, Reimz
 from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.links import LinkSource, describe_files, relink
 from reimzul.core.message import CurrentBuild
+from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
@@ -69,7 +70,7 @@ _TABLE = Table(
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     metavar="SECONDS",
     help="Stop after this time with exit code 1; the builds go on.",
 )

@@ -18,6 +18,7 @@ from reimzul.core.beanstalk import BATCH, Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
 from reimzul.core.errors import EXIT_FAILED, EXIT_INPUT
 from reimzul.core.formatting import pluralize, to_output
+from reimzul.core.option_types import Seconds
 from reimzul.core.process import run_in_foreground
 from reimzul.core.roles import require_controller
 from reimzul.core.settings import Settings
@@ -95,7 +96,7 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
 @click.option("--wait", is_flag=True, help="Then follow all builds and exit as `reimzul watch` does.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     metavar="SECONDS",
     help="With --wait: stop waiting after this time, with exit code 1.",
 )

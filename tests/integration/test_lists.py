@@ -253,6 +253,18 @@ def test_every_line_on_stderr_begins_with_the_name_of_the_program(ini: Path) -> 
         assert [line for line in errors if not line.startswith("reimzul: ")] == []
 
 
+@pytest.mark.parametrize("command", ["builds", "stats", "causes", "builders"])
+def test_a_period_that_ends_before_it_begins_is_refused(recorded: None, command: str) -> None:
+    done = reimzul(command, "--since", "2026-01-02", "--until", "2026-01-01")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: --until is before --since")
+    done = reimzul(command, "--until", "2000-01-01")
+    if command == "builds":  # from the beginning on
+        assert (done.returncode, done.stderr) == (0, "no build found\n")
+    else:
+        fault = "Error: --until is before --since, which is 7d unless it is given"
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, fault)
+
+
 def test_watch_ends_where_nothing_waits_or_runs(ini: Path, tmp_path: Path) -> None:
     nothing = reimzul("watch")
     assert (nothing.returncode, nothing.stdout) == (0, "")

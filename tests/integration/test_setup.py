@@ -362,7 +362,7 @@ def test_all_missing_options_are_in_one_line(host: Host) -> None:
         (HOSTS, KEY + KEY.replace("b1", "b2"), 4, "choose one with --name: b1, b2"),
         ((*HOSTS, "--set", "worker.tries=no"), KEY, 4, "[worker] tries: 'no' is not a whole number"),
         ((*HOSTS, "--mock-configs", "--x"), KEY, 4, "is not where a git repository is"),
-        ((*HOSTS, "--workers", "0"), KEY, 2, "0 is not in the range"),
+        ((*HOSTS, "--workers", "0"), KEY, 2, "is not a whole number from 1 to "),
     ],
 )
 def test_wrong_input_gets_one_line_and_changes_nothing(

@@ -21,6 +21,7 @@ from reimzul.admin.setup.roles import RoleOptions, RolePlan, Step
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.option_types import NearestChoice, WholeNumber
 from reimzul.core.setting_parsers import parse_optional_url, url_parser
 
 #: The most instances by default, as in the original's README; builders with few cores get fewer.
@@ -60,7 +61,7 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--list", "list_keys", is_flag=True, help="List the hosts that have a key here."),
         click.option("--psk-file", metavar="FILE", help="Read keys made elsewhere, a line name:hex each; - is stdin."),
         # of the versions that let workers of the original upload; accepted until 0.3
-        click.option("--original-workers", type=click.Choice(["on", "off"]), hidden=True),
+        click.option("--original-workers", type=NearestChoice(["on", "off"]), hidden=True),
     )):  # fmt: skip
         function = decorate(function)
     return function
@@ -98,7 +99,7 @@ def command() -> None:
 @click.option("--mock-configs", metavar="URL", help="For the builders' lines printed: mock's configurations, in git.")
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
-@click.option("--pages-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve the farm's pages; 0: stop.")
+@click.option("--pages-port", type=WholeNumber(0, 65535), metavar="PORT", help="Serve the farm's pages; 0: stop.")
 @_key_options
 @_common_options
 def controller(
@@ -156,10 +157,8 @@ def controller(
 @command.command("bstore", epilog=EXIT_CODES)
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
 @click.option("--name", metavar="NAME", help="Whose key in --psk-file is this host's own, if there are several.")
-@click.option(
-    "--repogen-workers", type=click.IntRange(1, 64), metavar="N", help="How many publish at once; by default 3."
-)
-@click.option("--public-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
+@click.option("--repogen-workers", type=WholeNumber(1, 64), metavar="N", help="How many publish at once; by default 3.")
+@click.option("--public-port", type=WholeNumber(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
 @_public_url_option
 @_key_options
 @_common_options
@@ -213,7 +212,7 @@ def bstore(
 @click.option("--bstore", metavar="HOST", help="bstore's host name.")
 @click.option("--name", metavar="NAME", help="This builder's name, whose key is in --psk-file.")
 @click.option("--psk-file", metavar="FILE", help="Read this builder's key, a line name:hex; - is stdin.")
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many build at once; by default 1 to 4.")
+@click.option("--workers", type=WholeNumber(1, 256), metavar="N", help="How many build at once; by default 1 to 4.")
 @click.option("--mock-configs", metavar="URL", help="Clone the git repository of mock's configurations.")
 @_common_options
 def builder(
