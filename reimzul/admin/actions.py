@@ -491,11 +491,6 @@ def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, p
     except ReimzulError as error:  # the request is queued all the same: retrying would build it twice
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
     return RetryResult(
-        parent=build.build_id,
-        build_id=request.build_id,
-        arches=request.announced_arches,
-        tube=tube,
-        job=job,
-        target=request.target,
-        timestamp=request.timestamp,
-    )
+        parent=build.build_id, build_id=request.build_id, arches=request.announced_arches, tube=tube, job=job,
+        target=request.target, timestamp=request.timestamp,
+    )  # fmt: skip

@@ -16,7 +16,6 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
-from reimzul.admin.batch_lookup import find_batch
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
@@ -139,6 +138,8 @@ def command(
     """
     targets = expand_option(settings, target)
     if batch is not None:
+        from reimzul.admin.batch_lookup import find_batch  # every command that looks for causes starts without
+
         plan = find_batch(settings, batch).state.plan
         batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
     wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch, batch=batch)
