@@ -21,6 +21,7 @@ from reimzul.admin.setup.roles import RoleOptions, RolePlan, Step
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.formatting import join_words
 from reimzul.core.option_types import NearestChoice, WholeNumber
 from reimzul.core.setting_parsers import parse_optional_url, url_parser
 
@@ -493,5 +494,5 @@ class _SetupRun:
         return EXIT_FAILED if failed else 0
 
     def _print_command(self, where: str, arguments: str, owners: Sequence[str]) -> None:
-        lines = f"line{'s' if len(owners) > 1 else ''} of {' and '.join(owners)}"
+        lines = f"line{'s' if len(owners) > 1 else ''} of {join_words(owners)}"
         self.options.print(f"on {where}, with the {lines}:\n  reimzul setup {arguments} --psk-file -")
