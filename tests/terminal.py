@@ -74,7 +74,7 @@ def converse(
         os.close(ours)  # what still runs after the timeout loses its terminal
         code = process.wait(30)
     assert not waiting, f"{argv[-1]} did not ask {waiting[0][0]!r}:\n{said}"
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).replace("\r\n", "\n")
+    plain = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[()].)", "", said).replace("\r\n", "\n")
     return code, "\n".join(line.rpartition("\r")[2] for line in plain.split("\n"))
 
 
