@@ -214,7 +214,7 @@ def _close(settings: Settings, files: BatchFiles, as_json: bool) -> int:
         raise InputError(f"batch {files.batch} is {overview.find_phase(state)}: only one that rests is closed")
     waiting = [key for key, each in state.members.items() if not state.is_ended(each)]
     result = batch_orders.give_order(settings, files, OrderKind.CANCEL, waiting, why="closed")
-    message = f"closed: {batch_orders.name_members(state, waiting)} end as cancelled"
+    message = f"closed: {batch_orders.name_members(state, waiting)} cancelled"
     if as_json:
         message = message if result.is_obeyed else batch_orders.describe_not_obeyed()
         output.print_json(_to_dict(files, Settlement(), 0, obeyed=result.is_obeyed, message=message))

@@ -94,7 +94,7 @@ class BatchScreen(output.LiveScreen):
     def show(self, state: BatchState) -> None:
         size = shutil.get_terminal_size((100, 24))
         view = batch_show.read_view(self._settings, state)
-        facts = [line[: size.columns] for line in batch_show.format_view(view)]
+        facts = [output.shorten_line(line, size.columns) for line in batch_show.format_view(view)]
         shown = [each for each in state.members.values() if each.state in _SHOWN_STATES]
         room = max(1, size.lines - len(facts) - 4)
         rows = [batch_members.to_row(state, each, view.now) for each in sort_members(state, shown)[:room]]

@@ -76,7 +76,7 @@ _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
 def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -> list[str] | None:
     """Callback of --state; takes the original's words of --status too, of which `Success` is two states."""
     states: list[str] = []
-    for word in map(str.lower, given):
+    for word in (each.strip().lower() for text in given for each in text.split(",")):
         if word not in (*BuildState.ALL, "success"):
             hint = suggest_nearest(word, BuildState.ALL) or f"; there are {', '.join(BuildState.ALL)}"
             raise click.BadParameter(f"{validators.quoted(word)} is no state of a build{hint}")
@@ -92,7 +92,7 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
     multiple=True,
     callback=_parse_states,
     metavar="STATE",
-    help=f"One of {', '.join(BuildState.ALL)}. May be repeated.",
+    help=f"One of {', '.join(BuildState.ALL)}. Several separated by commas, or by giving it again.",
 )
 @target_option()
 @click.option("--arch", metavar="ARCH", help="Only builds on this arch.")
@@ -184,6 +184,13 @@ def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[
     found = history.find_builds(BuildFilter(**wanted, targets=targets), limit)
     if not found:
         refuse_unknown(settings, history, target=target, arch=wanted["arch"])
+        # a full id may be of a build that was submitted just now
+        if wanted["build_id"] and len(wanted["build_id"]) < lookup.ID_LENGTH:
+            lookup.require_build(history, wanted["build_id"])
+        if wanted["batch"]:
+            from reimzul.admin import batch_lookup
+
+            batch_lookup.find_batch(settings, wanted["batch"])
     return found
 
 

@@ -330,6 +330,11 @@ def fit_table(table: Table, rows: Sequence[Sequence[str]], width: int) -> tuple[
     return [_format_row(heads, [""] * len(heads), widths), *lines], left_out
 
 
+def shorten_line(line: str, width: int) -> str:
+    """A line, or a cell, that is no longer than the room there is."""
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def _shorten(widths: Sequence[int], width: int, least: int) -> list[int]:
     """Make the widest columns behind the first narrower until all fit, or each has at most `least` characters."""
     first, rest = widths[0], list(widths[1:])
@@ -346,7 +351,7 @@ def _format_row(cells: Sequence[str], heads: Sequence[str], widths: Sequence[int
     """Format one line; cells below a head of states are coloured."""
     parts = []
     for cell, head, size in zip(cells, heads, widths):
-        fitted = cell if len(cell) <= size else cell[: size - 1] + "…"
+        fitted = shorten_line(cell, size)
         printable = validators.make_printable(fitted.replace("\t", " ").replace("\n", " "))
         padding = " " * (size - len(printable))
         parts.append((colour_state(printable) if head in _STATE_HEADS else printable) + padding)

@@ -56,7 +56,9 @@ log = logging.getLogger(__name__)
 
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
-_QUEUES_TABLE = Table(("TUBE", "READY", "RESERVED", "DELAYED", "HELD", "BURIED", "WATCHERS", "NOTE"))
+_QUEUES_TABLE = Table(
+    ("TUBE", "READY", "RESERVED", "DELAYED", "HELD", "BURIED", "WATCHERS", "NOTE"), dispensable=("DELAYED", "RESERVED")
+)
 _BURIED_TABLE = Table(
     ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), dispensable=("BEGINS", "REFUSED BY", "SINCE")
 )

@@ -31,6 +31,7 @@ from reimzul.admin.output import (
     print_json,
     print_none_found,
     refuse_ignored,
+    shorten_line,
 )
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import CREATEREPO, Broker
@@ -440,7 +441,7 @@ class TableScreen(LiveScreen):
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
-            lines.append(note[: size.columns])
+            lines.append(shorten_line(note, size.columns))
         self.draw(lines)
 
 

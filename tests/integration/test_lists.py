@@ -218,7 +218,7 @@ def test_builders_count_the_attempts_of_a_period(recorded: None, broker: Broker,
     ("words", "thing"),
     [
         (("builds", "--srpm", "tar"), "build"),
-        (("stats", "--until", "2020-01-01"), "build"),
+        (("stats", "--since", "2019-01-01", "--until", "2020-01-01"), "build"),
         (("buried",), "buried job"),
         (("builders",), "worker"),
     ],
@@ -234,6 +234,31 @@ def test_an_empty_list_is_said_in_the_same_words(
     in_json = reimzul(*words, "--json")
     assert in_json.stderr == ""
     json.loads(in_json.stdout)
+
+
+@pytest.mark.parametrize("option", ["--build", "--batch"])
+def test_a_build_or_a_batch_that_nobody_knows_is_refused(recorded: None, option: str) -> None:
+    done = reimzul("builds", option, "ffff")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch(
+        f"reimzul: no {option[2:]}'s id begins with ffff; `reimzul .+` shows which there are\n", done.stderr
+    )
+    assert "is no b" in reimzul("builds", option, "xy").stderr
+    recorded_soon = reimzul("builds", "--build", "f" * 32, "--json")
+    assert (recorded_soon.returncode, recorded_soon.stdout) == (0, "[]\n"), "it may have been submitted just now"
+
+
+def test_states_are_separated_by_commas_too(recorded: None) -> None:
+    assert found("--state", "failed, building") == found("--state", "failed", "--state", "building") != []
+    assert "'qeued' is no state of a build; is queued meant?" in reimzul("builds", "--state", "failed,qeued").stderr
+
+
+def test_the_heads_of_queues_are_never_cut(ini: Path, broker: Broker) -> None:
+    broker.put_raw(f"host.{'x' * 10}.example.org", new_flag("root").encode(), priority=PRIORITY)
+    broker.put_raw(arch_tube("aarch64").name, b"a job that nobody watches", priority=PRIORITY)
+    lines = [click.unstyle(line) for line in on_terminal("queues", "--all").lines]
+    assert lines[0].split() == ["TUBE", "READY", "HELD", "BURIED", "WATCHERS", "NOTE"]
+    assert lines[-1] == "left out for lack of room: DELAYED, RESERVED (--wide, or --columns)"
 
 
 @pytest.mark.parametrize("words", [("builds",), ("watch",), ("causes",), ("stats",)], ids=lambda words: words[0])
