@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -46,9 +47,22 @@ def load_file(given: Path | None = None) -> Settings:
     try:
         return parse_settings(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
-        raise ConfigError(f"{file}: {describe_os_error(error)}") from error
+        raise ConfigError(f"{file}: {describe_os_error(error)}{_find_readers(file, error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
+
+
+def _find_readers(file: Path, error: OSError) -> str:
+    """Who may read a file that this user may not; empty where that is unknown."""
+    if not isinstance(error, PermissionError):
+        return ""
+    import grp
+
+    with contextlib.suppress(OSError, KeyError):
+        status = file.stat()
+        group = grp.getgrgid(status.st_gid).gr_name if status.st_mode & 0o040 else ""
+        return f": run it as root{f', or as a member of group {group}' if group else ''}"
+    return ""
 
 
 def parse_settings(text: str, source: str) -> Settings:
