@@ -449,7 +449,7 @@ def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
     )  # fmt: skip
     assert not HEX.search(err)
     assert (
-        "on bstore, with the lines of s.example.org and controller and events:\n"
+        "on bstore, with the lines of s.example.org, controller and events:\n"
         "  reimzul setup bstore --controller c.example.org --name s.example.org --psk-file -\n"
     ) in err
     assert host.text(roles.OWN_KEY) in out
