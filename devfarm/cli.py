@@ -24,6 +24,7 @@ from devfarm.processes import GRACE_OF_ALL, PartFailed
 from reimzul.core.cli import EXIT_CODES, run_command
 from reimzul.core.config import FILE_VARIABLE
 from reimzul.core.errors import InputError
+from reimzul.core.option_types import WholeNumber
 
 #: Holds the farms' state folders and the fetched sources, in the current folder.
 HOME = Path(".farm")
@@ -67,8 +68,8 @@ def demo(srpm: Path | None, keep: bool, state: Path | None) -> None:
 
 
 @command.command("up")
-@click.option("--builders", type=click.IntRange(1, 16), default=2, show_default=True, help="How many builders.")
-@click.option("--workers", type=click.IntRange(1, 8), default=1, show_default=True, help="How many workers on each.")
+@click.option("--builders", type=WholeNumber(1, 16), default=2, show_default=True, help="How many builders.")
+@click.option("--workers", type=WholeNumber(1, 8), default=1, show_default=True, help="How many workers on each.")
 @STATE
 def keep_up(builders: int, workers: int, state: Path | None) -> None:
     """Keep a farm up in the foreground, until Ctrl-C."""

@@ -93,6 +93,11 @@ def look_up(host: str, *arguments: Any) -> Any:
     return [] if host.endswith(".example.org") or "." not in host else _real_look_up(host, *arguments)
 
 
+class _Person(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 class Host:
     """A folder that is a host, and `reimzul setup` run on it."""
 
@@ -138,12 +143,12 @@ class Host:
         record.unlink(missing_ok=True)
         return said
 
-    def setup(self, *words: str, given: str = "") -> tuple[int, str, str]:
-        """Run `reimzul setup`: exit code, stdout, stderr. `given` comes by its stdin, which is a pipe."""
+    def setup(self, *words: str, given: str = "", typed: str | None = None) -> tuple[int, str, str]:
+        """Run `reimzul setup`: exit code, stdout, stderr. Its stdin is a pipe with `given`, or a person who types."""
         out, err = io.StringIO(), io.StringIO()
         with self._monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["reimzul", "setup", *words, "--root", str(self.root)])
-            patch.setattr(sys, "stdin", io.StringIO(given))
+            patch.setattr(sys, "stdin", io.StringIO(given) if typed is None else _Person(typed))
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
             patch.setattr(socket, "getaddrinfo", look_up)

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import tempfile
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +53,30 @@ def run_on_terminal(
     said = _read_until_closed(ours, its)
     code = process.wait(timeout)
     return code, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said).replace("\r\n", "\n")
+
+
+def converse(
+    argv: Sequence[str], answers: Sequence[tuple[str, str]] = (), *, columns: int = 100, timeout: float = 180
+) -> tuple[int, str]:
+    """Run a program whose terminal is this one alone, and type each answer once the words before it are shown.
+
+    Return the exit code, and what the terminal shows in the end.
+    """
+    ours, its = _open_terminal(columns)
+    said, waiting, end = "", list(answers), time.monotonic() + timeout
+    with subprocess.Popen(["setsid", "--ctty", *argv], stdin=its, stdout=its, stderr=its) as process:
+        os.close(its)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with contextlib.suppress(OSError):
+            while select.select([ours], [], [], max(0, end - time.monotonic()))[0] and (part := os.read(ours, 65536)):
+                said += decoder.decode(part)
+                if waiting and said.rstrip().endswith(waiting[0][0]):
+                    os.write(ours, waiting.pop(0)[1].encode())
+        os.close(ours)  # what still runs after the timeout loses its terminal
+        code = process.wait(30)
+    assert not waiting, f"{argv[-1]} did not ask {waiting[0][0]!r}:\n{said}"
+    plain = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[()].)", "", said).replace("\r\n", "\n")
+    return code, "\n".join(line.rpartition("\r")[2] for line in plain.split("\n"))
 
 
 def _open_terminal(columns: int) -> tuple[int, int]:

@@ -49,6 +49,7 @@ from reimzul.core.errors import (
 from reimzul.core.fs import find_unreadable
 from reimzul.core.incoming import mark_source
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
+from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord
@@ -105,7 +106,7 @@ def _print_results(
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until running builds have ended.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(3600),
     default=10,
     show_default=True,
     metavar="SECONDS",
@@ -355,7 +356,7 @@ def retry(
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
     print_result([attr.asdict(each) for each in done], [each.text for each in done], as_json)
     if fault:
-        print_error(retry, fault)
+        print_error(fault)
     return EXIT_FAILED if fault else 0
 
 
@@ -490,11 +491,6 @@ def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, p
     except ReimzulError as error:  # the request is queued all the same: retrying would build it twice
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
     return RetryResult(
-        parent=build.build_id,
-        build_id=request.build_id,
-        arches=request.announced_arches,
-        tube=tube,
-        job=job,
-        target=request.target,
-        timestamp=request.timestamp,
-    )
+        parent=build.build_id, build_id=request.build_id, arches=request.announced_arches, tube=tube, job=job,
+        target=request.target, timestamp=request.timestamp,
+    )  # fmt: skip

@@ -106,7 +106,7 @@ def report_order(command: click.Command, result: OrderResult, message: str, as_j
     if as_json or result.is_obeyed:
         print_result(attr.evolve(result, message=message).to_dict(), [text], as_json)
     if not result.is_obeyed:
-        print_error(command, text)
+        print_error(text)
     return 0 if result.is_obeyed else EXIT_FAILED
 
 

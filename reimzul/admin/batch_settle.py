@@ -24,6 +24,7 @@ from reimzul.core.formatting import pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.links import name_store
 from reimzul.core.listed_packages import PackageContent, iterate_contents
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.plan import overview
@@ -56,7 +57,7 @@ class Settlement:
 
 @click.command("settle", epilog=EXIT_CODES)
 @batch_lookup.batch_argument()
-@click.option("--passes", type=click.IntRange(1, 99), default=3, show_default=True, metavar="COUNT",
+@click.option("--passes", type=WholeNumber(1, 99), default=3, show_default=True, metavar="COUNT",
               help="Order no more than this many passes in all.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for each pass, and order the next, until the batch is settled.")
 @click.option("--close", is_flag=True, help="Instead, cancel what waits behind failed members: the batch is over then.")
@@ -202,7 +203,7 @@ def _report_end(files: BatchFiles, found: Settlement, number: int, as_json: bool
     else:
         output.print_result(None, [f"batch {files.batch}: {message}"], False)
     for key, why in {**found.stale, **found.unsettled, **found.unread}.items():
-        print_error(settle, f"{key}: {why}")
+        print_error(f"{key}: {why}")
     return 0 if found.is_settled else EXIT_FAILED
 
 
@@ -213,7 +214,7 @@ def _close(settings: Settings, files: BatchFiles, as_json: bool) -> int:
         raise InputError(f"batch {files.batch} is {overview.find_phase(state)}: only one that rests is closed")
     waiting = [key for key, each in state.members.items() if not state.is_ended(each)]
     result = batch_orders.give_order(settings, files, OrderKind.CANCEL, waiting, why="closed")
-    message = f"closed: {batch_orders.name_members(state, waiting)} end as cancelled"
+    message = f"closed: {batch_orders.name_members(state, waiting)} cancelled"
     if as_json:
         message = message if result.is_obeyed else batch_orders.describe_not_obeyed()
         output.print_json(_to_dict(files, Settlement(), 0, obeyed=result.is_obeyed, message=message))

@@ -14,6 +14,7 @@ from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.formatting import format_duration, format_time, list_first, pluralize
 from reimzul.core.message import Status
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.plan import overview
@@ -38,7 +39,10 @@ _MAX_CHAIN, _MAX_CAUSES = 6, 10
 
 
 @click.command("list", epilog=EXIT_CODES)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="COUNT")
+@click.option(
+    "--limit", type=WholeNumber(1, 100_000), default=10, show_default=True, metavar="COUNT",
+    help="List no more than this; the last line says if there are more.",
+)  # fmt: skip
 @output.table_options(_LIST_TABLE)
 @output.json_option("a list of batches")
 @output.pass_settings
@@ -61,7 +65,7 @@ def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: b
     if len(known) > limit:
         output.print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
     for fault in faults:
-        print_error(list_command, fault)
+        print_error(fault)
     return EXIT_FAILED if faults else 0
 
 
@@ -92,7 +96,7 @@ def filter_options(function: F) -> F:
 @batch_lookup.batch_argument()
 @click.option("--tree", is_flag=True, help="Draw who waits for whom, instead of the members.")
 @filter_options
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=30, show_default=True, metavar="COUNT",
+@click.option("--limit", type=WholeNumber(1, 1_000_000), default=30, show_default=True, metavar="COUNT",
               help="Members, or lines of the tree, that are printed.")  # fmt: skip
 @output.json_option("an object: the batch, its causes of failure, its members")
 @output.pass_settings

@@ -16,6 +16,7 @@ from reimzul.admin.watch import WatchTimeout
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from reimzul.core.formatting import format_duration, format_time
+from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles
@@ -37,7 +38,7 @@ _SHOWN_STATES = (MemberState.BUILDING, MemberState.RELEASED, MemberState.WAITING
 @batch_lookup.batch_argument()
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     metavar="SECONDS",
     help="Stop after this time with exit code 1; the batch goes on.",
 )
@@ -93,7 +94,7 @@ class BatchScreen(output.LiveScreen):
     def show(self, state: BatchState) -> None:
         size = shutil.get_terminal_size((100, 24))
         view = batch_show.read_view(self._settings, state)
-        facts = [line[: size.columns] for line in batch_show.format_view(view)]
+        facts = [output.shorten_line(line, size.columns) for line in batch_show.format_view(view)]
         shown = [each for each in state.members.values() if each.state in _SHOWN_STATES]
         room = max(1, size.lines - len(facts) - 4)
         rows = [batch_members.to_row(state, each, view.now) for each in sort_members(state, shown)[:room]]

@@ -25,6 +25,7 @@ from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time
 from reimzul.core.links import NO_LINKS, LinkRoots, LinkSource, relink
+from reimzul.core.message import WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.history.workers import VANISHED, WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
@@ -100,7 +101,7 @@ def list_builders(
     else:
         output.print_none_found("worker")
     if fault:
-        print_error(list_builders, fault)
+        print_error(fault)
     return EXIT_BROKER if fault else 0
 
 
@@ -121,7 +122,15 @@ class _WorkerView:
 
     @property
     def state(self) -> str:
-        return VANISHED if self.vanished else self.seen.state_at(self.now)
+        if self.vanished:
+            return VANISHED
+        state = self.seen.state_at(self.now)
+        if self.flag is None or state not in WorkerState.TAKING_JOBS:
+            return state
+        # what its next heartbeat is going to say
+        if self.flag.is_quarantine:
+            return WorkerState.QUARANTINED
+        return WorkerState.DRAINED if state == WorkerState.IDLE else WorkerState.DRAINING
 
     def to_row(self) -> list[str]:
         heartbeat, build, last = self.seen.heartbeat, self.seen.heartbeat.build, self.counts.last

@@ -45,6 +45,7 @@ from reimzul.core.links import describe_files, name_store
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.targets import find_one_target
@@ -75,7 +76,7 @@ _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
 def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -> list[str] | None:
     """Callback of --state; takes the original's words of --status too, of which `Success` is two states."""
     states: list[str] = []
-    for word in map(str.lower, given):
+    for word in (each.strip().lower() for text in given for each in text.split(",")):
         if word not in (*BuildState.ALL, "success"):
             hint = suggest_nearest(word, BuildState.ALL) or f"; there are {', '.join(BuildState.ALL)}"
             raise click.BadParameter(f"{validators.quoted(word)} is no state of a build{hint}")
@@ -91,16 +92,19 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
     multiple=True,
     callback=_parse_states,
     metavar="STATE",
-    help=f"One of {', '.join(BuildState.ALL)}. May be repeated.",
+    help=f"One of {', '.join(BuildState.ALL)}. Several separated by commas, or by giving it again.",
 )
 @target_option()
-@click.option("--arch", metavar="ARCH")
+@click.option("--arch", metavar="ARCH", help="Only builds on this arch.")
 @click.option("--srpm", metavar="NAME", help="A file's whole name, its beginning, or a pattern, as 'time-*.el9*'.")
 @click.option("--submitter", metavar="NAME", help="A name, or a pattern.")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch: its id, or the beginning of it.")
 @period_options("Only builds", default=None)
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
+@click.option(
+    "--limit", type=WholeNumber(1, 1_000_000), default=50, show_default=True, metavar="COUNT",
+    help="List no more than this; the last line says if there are more.",
+)  # fmt: skip
 @table_options(_TABLE)
 @json_option("a list with all that is known of each")
 @pass_settings
@@ -126,7 +130,7 @@ def command(
       reimzul builds --srpm 'time-*.el9*' --json
     """
     found: list[BuildRecord] = []
-    target, has_history = wanted["target"], True
+    target, reason = wanted["target"], ""
     is_folded = not as_json and not any(value for name, value in wanted.items() if name != "target")
     period = period_filter(begin, end)
     try:
@@ -134,17 +138,16 @@ def command(
             chosen = {**wanted, "batch": ""} if is_folded else wanted
             found = _find_builds(settings, history, limit + 1, {**chosen, **period})
     except NoHistory as error:
-        click.echo(str(error), err=True)
-        has_history = False
+        reason = str(error)
     batches = _fold_batches(settings, target, begin, end, found, limit) if is_folded else []
+    if reason or not (found or batches or as_json):
+        print_none_found("build", reason, as_json=as_json)
     if as_json:
         print_json([record.to_output() for record in lookup.add_links(settings, found[:limit])])
     elif found or batches:
         dated = [*((each.timestamp, _row(each)) for each in found[:limit]), *batches]
         rows = sorted(dated, key=operator.itemgetter(0), reverse=True)
         print_table(_TABLE, [row for _, row in rows[:limit]], columns=columns, wide=wide)
-    elif has_history:
-        print_none_found("build")
     if len(found) + len(batches) > limit:
         print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
 
@@ -181,6 +184,13 @@ def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[
     found = history.find_builds(BuildFilter(**wanted, targets=targets), limit)
     if not found:
         refuse_unknown(settings, history, target=target, arch=wanted["arch"])
+        # a full id may be of a build that was submitted just now
+        if wanted["build_id"] and len(wanted["build_id"]) < lookup.ID_LENGTH:
+            lookup.require_build(history, wanted["build_id"])
+        if wanted["batch"]:
+            from reimzul.admin import batch_lookup
+
+            batch_lookup.find_batch(settings, wanted["batch"])
     return found
 
 

@@ -16,7 +16,6 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
-from reimzul.admin.batch_lookup import find_batch
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
@@ -26,7 +25,7 @@ from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.formatting import format_rfc3339, format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history import BuildFilter, BuildRecord, History, NoHistory
 from reimzul.history.build_record import BuildState
 
 #: Days of the history in which `reimzul show` looks for builds that failed alike.
@@ -109,7 +108,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 @click.command("causes", epilog=EXIT_CODES)
 @output.period_options("Group builds")
 @target_option()
-@click.option("--arch", metavar="ARCH")
+@click.option("--arch", metavar="ARCH", help="Only builds on this arch.")
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch; by default, since it was submitted.")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")
@@ -139,13 +138,21 @@ def command(
     """
     targets = expand_option(settings, target)
     if batch is not None:
+        from reimzul.admin.batch_lookup import find_batch  # every command that looks for causes starts without
+
         plan = find_batch(settings, batch).state.plan
         batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
     wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch, batch=batch)
-    with lookup.reading_history(settings.history.url) as history:
-        groups = group_failures(find_failures(history, wanted))
-        if not groups:
-            refuse_unknown(settings, history, target=target, arch=arch)
+    groups, reason = [], ""
+    try:
+        with lookup.reading_history(settings.history.url) as history:
+            groups = group_failures(find_failures(history, wanted))
+            if not groups:
+                refuse_unknown(settings, history, target=target, arch=arch)
+    except NoHistory as error:
+        reason = str(error)
+    if reason or not (groups or as_json):
+        output.print_none_found("failed build", reason, as_json=as_json)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
@@ -163,8 +170,6 @@ def command(
         click.echo(f"{failed:,} failed since {format_time(begin)}{until}, {pluralize(len(groups), 'cause')}")
     if groups:
         output.print_table(_TABLE, map(_row_cells, groups), columns=columns, wide=wide)
-    else:
-        output.print_none_found("failed build")
 
 
 def _row_cells(group: FailureGroup) -> list[str]:

@@ -59,7 +59,7 @@ def check(config: Path | None, verbose: bool, as_json: bool) -> int:
     return 0
 
 
-@config_group.command("sample")
+@config_group.command("sample", epilog=EXIT_CODES)
 def print_sample() -> None:
     """Print a file with every setting, its default and its meaning.
 

@@ -24,12 +24,16 @@ from reimzul.admin.output import json_option, pass_settings, print_json
 from reimzul.admin.target_option import complete_package, target_option
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
+from reimzul.core.formatting import join_words
 from reimzul.core.fs import file_lock
 from reimzul.core.http_client import HttpSession, NotFound
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.history.build_record import BuildState
+
+#: The most names of files that a note has.
+_MAX_NAMED = 3
 
 #: What is called with the number of bytes that have come.
 Progress = Callable[[int], None]
@@ -62,7 +66,8 @@ def command(
 
     Each file is checked against the sha256 that its builder wrote down. A file that is there already is not downloaded
     again, a broken download is continued by the next run. Prints the paths; on a terminal also the progress. Logs are
-    written to a folder for each arch. Exit code 1: a file could not be downloaded; the others are complete.
+    written to a folder for each arch. Files of one name that differ, as those of several targets, are written to a
+    folder for each target (and arch). Exit code 1: a file could not be downloaded; the others are complete.
 
     \b
     Examples:
@@ -78,12 +83,14 @@ def command(
         wanted = _select_files([each for each in sources if arch in (None, each.manifest.arch)], wants_rpms)
         if not wanted:
             raise InputError(_describe_nothing(given, sources, wants_rpms, arch))
+        if note := _describe_separated(wanted, wants_rpms):
+            print_error(note)
         results = _download_all(session, wanted, dest)
     if as_json:
         print_json([result.to_dict() for result in results])
     for result in results:
         if result.fault:
-            print_error(command, result.fault)
+            print_error(result.fault)
         elif not as_json:
             click.echo(result.path)
     return EXIT_FAILED if any(result.fault for result in results) else 0
@@ -139,15 +146,36 @@ def _find_by_target(
 
 
 def _select_files(sources: Iterable[_Source], wants_rpms: bool) -> list[_WantedFile]:
-    """Select files, each path once: the legs of a build share the source rpm."""
-    found: dict[Path, _WantedFile] = {}
+    """Select files, each once: the legs of a build share the source rpm. What differs under one path gets folders."""
+    by_path: dict[Path, dict[str, _WantedFile]] = {}
     for source in sources:
         leg = source.manifest
         folder = Path() if wants_rpms else Path(f"{leg.pkgname}-{leg.evr}.{leg.arch}")
         for file in leg.files:
             if file.is_rpm == wants_rpms:
-                found.setdefault(folder / file.name, _WantedFile(source=source, file=file, path=folder / file.name))
-    return list(found.values())
+                wanted = _WantedFile(source=source, file=file, path=folder / file.name)
+                by_path.setdefault(wanted.path, {}).setdefault(file.sha256, wanted)
+    return [wanted for alike in by_path.values() for wanted in _separate(list(alike.values()))]
+
+
+def _separate(alike: list[_WantedFile]) -> list[_WantedFile]:
+    """Files that differ and would have one path, each in a folder of its target, or of its target and arch."""
+    if len(alike) == 1:
+        return alike
+    manifests = [each.source.manifest for each in alike]
+    has_own_target = len({manifest.request.target for manifest in manifests}) == len(alike)
+    folders = [Path(leg.request.target, *(() if has_own_target else (leg.arch,))) for leg in manifests]
+    return [attr.evolve(each, path=folder / each.path) for each, folder in zip(alike, folders)]
+
+
+def _describe_separated(wanted: Iterable[_WantedFile], wants_rpms: bool) -> str:
+    """A note about files that got folders; empty without any."""
+    depth = 1 if wants_rpms else 2
+    names = sorted({str(Path(*each.path.parts[-depth:])) for each in wanted if len(each.path.parts) > depth})
+    if not names:
+        return ""
+    shown = join_words(names[:_MAX_NAMED]) if len(names) <= _MAX_NAMED else f"{names[0]} and {len(names) - 1} others"
+    return f"several files that differ are called {shown}: each is in a folder of its own"
 
 
 def _describe_nothing(given: str, sources: list[_Source], wants_rpms: bool, arch: str | None) -> str:

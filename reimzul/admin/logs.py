@@ -17,11 +17,12 @@ from typing import Optional
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.output import NearestChoice, pass_settings
+from reimzul.admin.output import pass_settings
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.option_types import NearestChoice
 from reimzul.core.retry import LogThrottle
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls

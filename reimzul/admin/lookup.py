@@ -30,7 +30,9 @@ from reimzul.history.workers import WorkerRecord, WorkerStore
 #: delayed; beside beanstalkd's own states.
 GONE, UNKNOWN, HELD = "gone", "unknown", "held"
 
-_ID = re.compile(r"[0-9a-f]{1,32}\Z")
+#: Hex digits of a whole build id.
+ID_LENGTH = 32
+_ID = re.compile(rf"[0-9a-f]{{1,{ID_LENGTH}}}\Z")
 #: Records that are read of the builds whose ids begin alike, and of one build.
 _MAX_RECORDS, _MAX_LEGS = 200, 50
 #: Builds offered for one Tab, and ids listed in an error message.
@@ -88,18 +90,24 @@ class BuildLegs:
         return f"{self.build_id[:8]} ({self.main.srpm} for {self.main.target})"
 
 
-def find_build(history: History, given: str) -> BuildLegs:
-    """Return the build whose id has this prefix. Raises `InputError` if there is none, or more than one."""
+def require_build(history: History, given: str) -> list[BuildLegs]:
+    """Return the builds whose ids have this prefix. Raises `InputError` if there is none."""
     prefix = given.lower()
     if not _ID.match(prefix):
         raise InputError(f"{validators.quoted(given)} is no build id, nor the beginning of one: up to 32 hex digits")
     found = group_by_build(history.find_builds(BuildFilter(build_id=prefix), _MAX_RECORDS))
     if not found:
         raise InputError(f"no build's id begins with {prefix}; `reimzul builds` shows which there are")
+    return found
+
+
+def find_build(history: History, given: str) -> BuildLegs:
+    """Return the build whose id has this prefix. Raises `InputError` if there is none, or more than one."""
+    found = require_build(history, given)
     if len(found) > 1:
         more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
         listed = ", ".join(build.label for build in found[:_MAX_LISTED])
-        raise InputError(f"more than one build's id begins with {prefix}: {listed}{more}")
+        raise InputError(f"more than one build's id begins with {given.lower()}: {listed}{more}")
     return found[0]
 
 

@@ -38,7 +38,7 @@ COMMANDS = {
     "buried": ("queues", "list_buried", "List refused jobs and the reasons."),
     "kick": ("queues", "kick", "Put buried jobs back, to be tried again."),
     "discard": ("queues", "discard", "Delete buried jobs."),
-    "override": ("builds", "override", "Set the state of a build by hand to override."),
+    "override": ("builds", "override", "Set the state of a finished build by hand, with a reason."),
     "doctor": ("doctor.cli", "command", "Check this host's installation; send a canary through the farm."),
     "config": ("config_cmd", "config_group", "Check a configuration, or print a sample."),
     "setup": ("setup.cli", "command", "Set this host up for its role: configuration, keys, units."),

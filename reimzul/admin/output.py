@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
+from typing import Any, Callable, TypeVar, cast
 
 import attr
 import click
@@ -24,6 +24,7 @@ from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import NEEDS_CONTROLLER, load_settings, shared_options
 from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, join_words, suggest_nearest, to_output
+from reimzul.core.option_types import NearestChoice
 from reimzul.core.roles import require_controller
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +39,8 @@ _STATE_COLOURS = {
     **dict.fromkeys(("published", "idle"), "green"),
     **dict.fromkeys(("building", "busy", "draining", "paused", "resting"), "yellow"),
 }
+#: More characters than the first sentence of any help has.
+_MAX_SENTENCE = 1000
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -65,7 +68,7 @@ def _choose_colour(context: click.Context, _: click.Parameter, when: str) -> Non
 
 color_option = click.option(
     "--color",
-    type=click.Choice(("auto", "always", "never")),
+    type=NearestChoice(("auto", "always", "never")),
     default="auto",
     expose_value=False,
     callback=_choose_colour,
@@ -159,10 +162,23 @@ def period_options(what: str, *, default: str | None = "7d") -> Callable[[F], F]
         until = f"{what} submitted before then."
         since = f"{what} submitted since then: 12h, 7d, 2026-11-22, 2026-11-22T09:30 (UTC)."
         when: dict[str, Any] = {"callback": parse_moment_option, "metavar": "WHEN"}
-        function = click.option("--until", "end", help=until, **when)(function)
-        return click.option("--since", "begin", default=default, show_default=True, help=since, **when)(function)
+
+        @functools.wraps(function)
+        def run(*arguments: Any, **given: Any) -> Any:
+            _check_period(given["begin"], given["end"], default)
+            return function(*arguments, **given)
+
+        run = click.option("--until", "end", help=until, **when)(run)
+        return cast(F, click.option("--since", "begin", default=default, show_default=True, help=since, **when)(run))
 
     return decorate
+
+
+def _check_period(begin: float | None, end: float | None, default: str | None) -> None:
+    """Raise `UsageError` if the period ends before it begins: nothing can be in it."""
+    if begin is not None and end is not None and end <= begin:
+        hint = "" if is_given("begin") else f", which is {default} unless it is given"
+        raise click.UsageError(f"--until is before --since{hint}")
 
 
 def build_timestamp(at: float) -> str:
@@ -179,27 +195,6 @@ def period_filter(begin: float | None, end: float | None) -> dict[str, str | Non
     return {name: None if at is None else build_timestamp(at) for name, at in moments.items()}
 
 
-if TYPE_CHECKING:
-    _Choice = click.Choice[str]
-else:  # not generic before click 8.4
-    _Choice = click.Choice
-
-
-class NearestChoice(_Choice):
-    """A choice that answers an unknown word with the nearest known one."""
-
-    def __init__(self, choices: Iterable[str]) -> None:
-        super().__init__(list(choices), case_sensitive=False)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        known = {each.lower(): each for each in self.choices}
-        word = str(value).lower()
-        if word not in known:
-            hint = suggest_nearest(word, known) or f"; there are {', '.join(self.choices)}"
-            self.fail(f"{validators.quoted(str(value))} is unknown{hint}", param, ctx)
-        return known[word]
-
-
 class NearestGroup(click.Group):
     """A group that answers an unknown subcommand with the nearest known one."""
 
@@ -211,6 +206,12 @@ class NearestGroup(click.Group):
             hint = suggest_nearest(args[0], known) or f"; `{ctx.command_path} --help` lists them"
             ctx.fail(f"there is no command {validators.quoted(args[0])}{hint}")
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands with the whole first sentence of each; click would cut it to a line."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(_MAX_SENTENCE)) for name, each in found if each])
 
 
 # --- tables and JSON
@@ -290,9 +291,9 @@ def print_note(text: str, *, as_json: bool = False) -> None:
     click.secho(text, dim=True, err=as_json or not sys.stdout.isatty())
 
 
-def print_none_found(thing: str, *, as_json: bool = False) -> None:
-    """Print that a list is empty, in the same words in every command."""
-    print_note(f"no {thing} found", as_json=as_json)
+def print_none_found(thing: str, reason: str = "", *, as_json: bool = False) -> None:
+    """Print that a list is empty, in the same words in every command, or the reason why it can have nothing."""
+    print_note(reason or f"no {thing} found", as_json=as_json)
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
@@ -329,6 +330,11 @@ def fit_table(table: Table, rows: Sequence[Sequence[str]], width: int) -> tuple[
     return [_format_row(heads, [""] * len(heads), widths), *lines], left_out
 
 
+def shorten_line(line: str, width: int) -> str:
+    """A line, or a cell, that is no longer than the room there is."""
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def _shorten(widths: Sequence[int], width: int, least: int) -> list[int]:
     """Make the widest columns behind the first narrower until all fit, or each has at most `least` characters."""
     first, rest = widths[0], list(widths[1:])
@@ -345,7 +351,7 @@ def _format_row(cells: Sequence[str], heads: Sequence[str], widths: Sequence[int
     """Format one line; cells below a head of states are coloured."""
     parts = []
     for cell, head, size in zip(cells, heads, widths):
-        fitted = cell if len(cell) <= size else cell[: size - 1] + "…"
+        fitted = shorten_line(cell, size)
         printable = validators.make_printable(fitted.replace("\t", " ").replace("\n", " "))
         padding = " " * (size - len(printable))
         parts.append((colour_state(printable) if head in _STATE_HEADS else printable) + padding)

@@ -46,6 +46,7 @@ from reimzul.core.cli import EXIT_CODES, current_user
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InputError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.formatting import format_time, pluralize, suggest_nearest
 from reimzul.core.message import BuildRequest, first_bytes
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
 from reimzul.core.settings import Settings
 from reimzul.history import HistoryUnavailable, NoHistory
@@ -55,7 +56,9 @@ log = logging.getLogger(__name__)
 
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
-_QUEUES_TABLE = Table(("TUBE", "READY", "RESERVED", "DELAYED", "HELD", "BURIED", "WATCHERS", "NOTE"))
+_QUEUES_TABLE = Table(
+    ("TUBE", "READY", "RESERVED", "DELAYED", "HELD", "BURIED", "WATCHERS", "NOTE"), dispensable=("DELAYED", "RESERVED")
+)
 _BURIED_TABLE = Table(
     ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), dispensable=("BEGINS", "REFUSED BY", "SINCE")
 )
@@ -293,7 +296,7 @@ def _selection_options(function: F) -> F:
         yes_option,
         click.option("--all", "everything", is_flag=True, help="All buried jobs of all tubes."),
         click.option("--tube", metavar="TUBE", help="All buried jobs of this tube."),
-        click.argument("jobs", metavar="[JOB]...", nargs=-1, type=click.IntRange(1, 2**64 - 1)),
+        click.argument("jobs", metavar="[JOB]...", nargs=-1, type=WholeNumber(1, 2**64 - 1, "the number of a job")),
     ):
         function = decorate(function)
     return function

@@ -20,8 +20,9 @@ from reimzul.admin.target_option import expand_option, refuse_unknown, target_op
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_duration, format_rfc3339, format_time
 from reimzul.core.message import Status
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history import BuildFilter, BuildRecord, History, NoHistory
 from reimzul.history.build_record import BuildState, RecordedAttempt
 from reimzul.history.estimates import quantile
 
@@ -31,7 +32,7 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 @click.command("stats", epilog=EXIT_CODES)
 @output.period_options("Count builds")
 @target_option()
-@click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
+@click.option("--top", type=WholeNumber(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
 @output.json_option("an object, with all packages")
 @output.pass_settings
@@ -49,17 +50,20 @@ def command(settings: Settings, begin: float, end: float | None, target: str | N
     """
     if as_json:
         output.refuse_ignored("with --json", "top")
-    with lookup.reading_history(settings.history.url) as history:
-        targets = expand_option(settings, target)
-        stats = compute_stats_between(history, begin, end, targets)
-        if not stats.count:
-            refuse_unknown(settings, history, target=target)
+    stats, reason = BuildStats(), ""
+    try:
+        with lookup.reading_history(settings.history.url) as history:
+            stats = compute_stats_between(history, begin, end, expand_option(settings, target))
+            if not stats.count:
+                refuse_unknown(settings, history, target=target)
+    except NoHistory as error:
+        reason = str(error)
+    if reason or not (stats.count or as_json):
+        output.print_none_found("build", reason, as_json=as_json)
     if as_json:
         output.print_json(to_dict(stats, begin, end or time.time()))
     elif stats.count:
         _print_tables(stats, top, f"since {format_time(begin)}{f', until {format_time(end)}' if end else ''}")
-    else:
-        output.print_none_found("build")
 
 
 def _print_tables(stats: BuildStats, top: int, title: str) -> None:

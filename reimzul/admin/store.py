@@ -46,6 +46,7 @@ from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_
 from reimzul.core.formatting import format_duration, format_size, format_timestamp, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
+from reimzul.core.option_types import WholeNumber
 from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.settings import Settings
@@ -73,8 +74,8 @@ _SCRATCH_TABLE = Table(
 _MAX_REPOMD_BYTES = 1 << 20
 
 
-class StoreNotLocal(ReimzulError):
-    """The store is not on this host, or this user may not write in it."""
+class StoreNotLocal(InputError):
+    """The store is not on this host, or this user may not write in it: run it elsewhere, or as somebody else."""
 
 
 def open_store_as_owner(settings: Settings) -> StorePaths:
@@ -116,7 +117,7 @@ def _user_name(uid: int) -> str:
 
 @click.command("prune", epilog=EXIT_CODES)
 @target_option(many=True)
-@click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
+@click.option("--keep", type=WholeNumber(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
 @click.option("--incoming", is_flag=True, help="On the controller: remove source rpms that no build needs instead.")
@@ -173,7 +174,7 @@ def prune_builds(
         try:
             done.append(prune(store, indexer, name, rule, CancelToken(), dry_run=False))
         except ReimzulError as error:
-            print_error(prune_builds, str(error))
+            print_error(str(error))
             code = EXIT_FAILED
     _print_pruned(done, **output, dry_run=False)
     return code
@@ -408,7 +409,7 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, as_json: bo
     result = {"target": target, "job": job, "watchers": watchers}
     print_result(result, [f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}"], as_json)
     if not watchers:
-        print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
+        print_error(f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
 
 
 def _find_known_target(settings: Settings, given: str) -> str:

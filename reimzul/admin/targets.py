@@ -34,6 +34,7 @@ from reimzul.core.formatting import format_size, format_time, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.links import LinkRoots, LinkSource
 from reimzul.core.listed_packages import iterate_packages
+from reimzul.core.option_types import NearestChoice
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.core.targets import split_arch
@@ -48,7 +49,7 @@ _REFRESHED = "idle workers pull their mock configurations within 10 s, and repor
 
 
 @click.command("targets", epilog=EXIT_CODES)
-@click.argument("action", metavar="[list|show]", type=click.Choice(("list", "show")), default="list")
+@click.argument("action", metavar="[list|show]", type=NearestChoice(("list", "show")), default="list")
 @click.argument("target", metavar="[TARGET]", required=False, shell_complete=complete_target)
 @click.option("--refresh", is_flag=True, help="Let idle workers pull their mock configurations now, and print no list.")
 @table_options(_TABLE)
@@ -101,7 +102,7 @@ def command(
         print_none_found("target")
     faults = [*known.faults, *(f"{view.target}: {view.message}" for view in views if view.message)]
     for fault in faults:
-        print_error(command, fault)
+        print_error(fault)
     return EXIT_FAILED if faults else 0
 
 

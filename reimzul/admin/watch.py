@@ -31,6 +31,7 @@ from reimzul.admin.output import (
     print_json,
     print_none_found,
     refuse_ignored,
+    shorten_line,
 )
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import CREATEREPO, Broker
@@ -39,6 +40,7 @@ from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, Reimz
 from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.links import LinkSource, describe_files, relink
 from reimzul.core.message import CurrentBuild
+from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
@@ -69,7 +71,7 @@ _TABLE = Table(
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     metavar="SECONDS",
     help="Stop after this time with exit code 1; the builds go on.",
 )
@@ -118,14 +120,14 @@ def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
 
 def _has_unfinished(settings: Settings, as_json: bool) -> bool:
     """Whether any build waits or runs; if not, print that."""
+    found, reason = False, ""
     try:
         with lookup.reading_history(settings.history.url) as history:
             found = bool(history.find_unfinished())
     except NoHistory as error:
-        click.echo(str(error), err=True)
-        return False
+        reason = str(error)
     if not found:
-        print_none_found("waiting or running build", as_json=as_json)
+        print_none_found("waiting or running build", reason, as_json=as_json)
     return found
 
 
@@ -439,7 +441,7 @@ class TableScreen(LiveScreen):
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
-            lines.append(note[: size.columns])
+            lines.append(shorten_line(note, size.columns))
         self.draw(lines)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -15,13 +16,24 @@ import click
 
 from reimzul import __version__
 from reimzul.core import validators
-from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputError, ReimzulError
+from reimzul.core.errors import (
+    EXIT_BUG,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    InputError,
+    ReimzulError,
+    describe_os_error,
+)
 
 if TYPE_CHECKING:  # `reimzul --help` starts without the settings
     from reimzul.core.settings import Settings
 
 #: The key of click's `Context.meta` with a command that only works on the controller, as a person types it.
 NEEDS_CONTROLLER = "reimzul.needs_controller"
+
+#: What writing to stdout may fail with; a file of ours that is written has its own message.
+_OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,12 +97,18 @@ def run_command(command: click.Command, *, help_without_arguments: bool = False)
     `help_without_arguments`: without any, the error is the whole help.
     """
     command.context_settings["help_option_names"] = ["-h", "--help"]  # -h as in the original; groups pass it on
+    _open_standard_streams()
+    stdout = sys.stdout
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command.main(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit:
+        if sys.stdout is not stdout:  # click's answer to a reader that has ended: a stdout that drops all
+            _end_without_output(0)
+        raise
     except click.ClickException as error:
         if help_without_arguments and not sys.argv[1:] and isinstance(error, click.UsageError) and error.ctx:
             click.echo(error.ctx.get_help(), err=True)
@@ -100,21 +118,41 @@ def run_command(command: click.Command, *, help_without_arguments: bool = False)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _end_without_output(0)
     except ReimzulError as error:
-        print_error(command, str(error))
+        _print_lines(command.name, str(error))
         sys.exit(error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_FAULTS:
+            _print_lines(command.name, f"the output cannot be written: {describe_os_error(error)}")
+            _end_without_output(EXIT_FAILED)
         logging.getLogger(__name__).debug("", exc_info=error)
-        print_error(command, f"a bug in Reimzul: {error!r} (run it with -v for where)")
+        _print_lines(command.name, f"a bug in Reimzul: {error!r} (run it with -v for where)")
         sys.exit(EXIT_BUG)
 
 
-def print_error(command: click.Command, message: str) -> None:
-    """Print a message on stderr, each line after the program's name."""
+def _open_standard_streams() -> None:
+    """Have all three: whoever starts a program may have closed some of them, as by `>&-`."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        stream = open(descriptor, "r" if descriptor == 0 else "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
+    os.close(descriptor)
+
+
+def _end_without_output(code: int) -> NoReturn:
+    """End the program; what stdout still holds is dropped, as Python would try to write it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def print_error(message: str) -> None:
+    """Print a message of the running command on stderr, each line after the program's name."""
+    _print_lines(click.get_current_context().find_root().command.name, message)
+
+
+def _print_lines(program: str | None, message: str) -> None:
     for line in message.splitlines():
-        click.echo(f"{command.name}: {line}", err=True)
+        click.echo(f"{program}: {line}", err=True)
 
 
 def local_hostname() -> str:

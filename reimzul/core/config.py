@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reimzul.core.errors import ConfigError, describe_os_error
-from reimzul.core.formatting import suggest_nearest
+from reimzul.core.formatting import find_nearest, suggest_nearest
 from reimzul.core.settings import (
     RETIRED,
     Settings,
@@ -46,9 +47,22 @@ def load_file(given: Path | None = None) -> Settings:
     try:
         return parse_settings(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
-        raise ConfigError(f"{file}: {describe_os_error(error)}") from error
+        raise ConfigError(f"{file}: {describe_os_error(error)}{_find_readers(file, error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
+
+
+def _find_readers(file: Path, error: OSError) -> str:
+    """Who may read a file that this user may not; empty where that is unknown."""
+    if not isinstance(error, PermissionError):
+        return ""
+    import grp
+
+    with contextlib.suppress(OSError, KeyError):
+        status = file.stat()
+        group = grp.getgrgid(status.st_gid).gr_name if status.st_mode & 0o040 else ""
+        return f": run it as root{f', or as a member of group {group}' if group else ''}"
+    return ""
 
 
 def parse_settings(text: str, source: str) -> Settings:
@@ -57,7 +71,7 @@ def parse_settings(text: str, source: str) -> Settings:
     try:
         parser.read_string(text, source)
     except configparser.Error as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in _describe_syntax(error))) from None
     faults = list(_unknown_sections(parser))
     values = {}
     for name, kind in all_sections().items():
@@ -68,6 +82,20 @@ def parse_settings(text: str, source: str) -> Settings:
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
     return Settings(**values)
+
+
+def _describe_syntax(error: configparser.Error) -> Iterator[str]:
+    """What is wrong with the form of a settings file, without its text: that may be a secret."""
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        yield f"line {error.lineno} is before the first section, as [worker]"
+    elif isinstance(error, configparser.ParsingError) and error.errors:
+        yield from (f"line {number} is neither a section nor a setting" for number, _ in error.errors)
+    elif isinstance(error, configparser.DuplicateSectionError):
+        yield f"line {error.lineno}: [{error.section}] is there already"
+    elif isinstance(error, configparser.DuplicateOptionError):
+        yield f"line {error.lineno}: [{error.section}] {error.option} is set already"
+    else:
+        yield " ".join(str(error).split())
 
 
 def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[str]]:
@@ -91,7 +119,8 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
 def _unknown_sections(parser: configparser.ConfigParser) -> Iterator[str]:
     for name in parser.sections():
         if name not in all_sections():
-            yield f"[{name}] is not a section" + suggest_nearest(f"[{name}]", [f"[{each}]" for each in all_sections()])
+            nearest = find_nearest(name, all_sections())  # without the brackets, in which all are alike
+            yield f"[{name}] is not a section{f'; is [{nearest}] meant?' if nearest else ''}"
 
 
 def _suggest_key(section: str, key: str) -> str:

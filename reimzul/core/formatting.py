@@ -88,8 +88,8 @@ def format_size(count: float) -> str:
 
 
 def pluralize(number: int, thing: str) -> str:
-    """Format a count with its noun: `1 build`, `2 builds`."""
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+    """Format a count with its noun: `1 build`, `2 builds`, `2 batches`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "es" if thing.endswith("ch") else "s")
 
 
 def list_first(names: Sequence[str], limit: int) -> str:

@@ -12,6 +12,7 @@ import click
 from reimzul.core import validators
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_BACKGROUND, PRIORITY_NOW
 from reimzul.core.errors import ConfigError, InputError
+from reimzul.core.option_types import NearestChoice
 from reimzul.core.settings import Settings
 from reimzul.plan.document import OrderRule
 
@@ -31,11 +32,11 @@ def batch_options(function: F) -> F:
                      "that are built against this source package's binaries."),
         click.option("--plan", is_flag=True, help="Change nothing: print what would be built, in which order and when. "
                      "The exit code is 1 if it cannot be built."),
-        click.option("--order", type=click.Choice(OrderRule.ALL), help="What a member of the batch waits for. needed: "
+        click.option("--order", type=NearestChoice(OrderRule.ALL), help="What a member of the batch waits for. needed: "
                      "members that provide what the target lacks; rebuilt (the default): all members that provide what "
                      "it requires; listed: the members before it; none: nothing."),
         click.option("--background", is_flag=True, help="Let all other jobs go before the batch."),
-        click.option("--last-resort", type=click.Choice(_LAST_RESORTS), default="listed", show_default=True,
+        click.option("--last-resort", type=NearestChoice(_LAST_RESORTS), default="listed", show_default=True,
                      help="What to build against if a member failed and nothing else is left: the build that the "
                      "target lists, or never."),
         click.option("--skip-built", is_flag=True, help="Leave out source rpms whose version and release the target "

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ from reimzul.core.beanstalk import BATCH, Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
 from reimzul.core.errors import EXIT_FAILED, EXIT_INPUT
 from reimzul.core.formatting import pluralize, to_output
+from reimzul.core.option_types import Seconds
 from reimzul.core.process import run_in_foreground
 from reimzul.core.roles import require_controller
 from reimzul.core.settings import Settings
@@ -96,7 +96,7 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
 @click.option("--wait", is_flag=True, help="Then follow all builds and exit as `reimzul watch` does.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     metavar="SECONDS",
     help="With --wait: stop waiting after this time, with exit code 1.",
 )
@@ -141,7 +141,7 @@ def command(
     if batch.is_batch or batch.plan:
         from reimzul.submit.batch import BatchSubmission  # a single build starts without it
 
-        fail = partial(print_error, command)
+        fail = print_error
         run = BatchSubmission(
             options=options, batch=batch, settings=settings, known=known, user=user, warn=_warn, fail=fail
         )
@@ -193,7 +193,7 @@ def _submit_builds(
             builds = _queue_builds(sources, options, settings, known, user, as_json=as_json)
     finally:
         for each in refused:
-            print_error(command, each.message)
+            print_error(each.message)
     _print_report(builds, refused, options, as_json=as_json)
     queued = [build.build_id for build in builds if build.job is not None]
     if not queued:
@@ -258,7 +258,7 @@ def _print_report(
 ) -> None:
     for build in builds:
         if build.job is None:
-            print_error(command, f"{build.srpm} is not queued for {build.arch}: {build.message}")
+            print_error(f"{build.srpm} is not queued for {build.arch}: {build.message}")
     for tube in dict.fromkeys(build.tube for build in builds if build.watchers == 0):
         program = "reimzul-batch" if tube == BATCH.name else "builder"
         _warn(f"no {program} watches the tube {tube}; builds wait there until one does")
@@ -282,7 +282,7 @@ def _watch_builds(build_ids: Sequence[str], shared: Sequence[str], timeout: floa
 
 
 def _warn(line: str) -> None:
-    print_error(command, f"warning: {line}")
+    print_error(f"warning: {line}")
 
 
 def main() -> NoReturn:

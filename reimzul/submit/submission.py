@@ -173,7 +173,7 @@ def _find_places(session: HttpSession, url: str, wanted: Collection[Package]) ->
 
 def _describe_listed(session: HttpSession, url: str, target: str, package: Package, place: str) -> str:
     try:
-        build = Manifest.from_json(parse_json(session.get(f"{url}{quote(place)}/{MANIFEST}", MAX_BYTES))).build_id
+        build = Manifest.from_json(parse_json(session.get(f"{url}{quote(place)}/{MANIFEST}", MAX_BYTES))).build_id[:8]
     except (NotFound, HttpUnavailable, InvalidMessage):
         build = "in " + place
     return (

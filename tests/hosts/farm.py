@@ -23,7 +23,7 @@ from devfarm.mockconfigs import MockConfigs
 from tests import srpms
 from tests.hosts import network, room
 from tests.hosts.base import GIT_THERE, PACKAGES_THERE, SOURCES_THERE, WHEELS_THERE, Base, base
-from tests.hosts.machine import Machine
+from tests.hosts.machine import DOMAIN, Machine
 from tests.waiting import until
 
 PROJECT = Path(__file__).parents[2]
@@ -34,6 +34,8 @@ TARGET, ARCH, FOLLOWER = "test", "x86_64", "i386"
 #: Where `reimzul setup bstore --public-port` serves repositories: what the customer has.
 PUBLIC = 80
 _INSTALL = PROJECT / "docs" / "install.md"
+#: The last words of what setup asks.
+_PASTE, _NO_URL = "an empty line ends them:", "for links (empty: none):"
 #: Says a line in the report.
 Tell = Callable[[str], None]
 #: Seconds a build may take, on a machine that has other things to do.
@@ -48,6 +50,8 @@ class Typed:
     line: str
     at: float  #: when, seconds since 1970
     seconds: float  #: how long it took
+    shown: str  #: what the terminal showed, without keys
+    part: str = ""  #: of the transcripts; empty: of installing
 
 
 @attr.define
@@ -60,6 +64,11 @@ class Farm:
     @property
     def typed(self) -> list[Typed]:
         """The commands that a person typed to set it up."""
+        return [typed for typed in self.all_typed if not typed.part]
+
+    @property
+    def all_typed(self) -> list[Typed]:
+        """All that a person typed."""
         return [Typed(**json.loads(row)) for row in self._typed.read_text().splitlines()]
 
     @property
@@ -173,20 +182,34 @@ class Farm:
 
     def _set_up(self, name: str, documented: Documented, keys: Sequence[str]) -> None:
         if name == "bstore":
-            self.type(name, documented.setup["bstore"], stdin="\n".join(keys) + "\n")
-            self.type(name, documented.public)
+            self.type(name, documented.setup["bstore"], (_PASTE, "\n".join(keys) + "\n\n"), (_NO_URL, "\n"))
+            self.type(name, documented.public, (f"for links [http://bstore.{DOMAIN}/]:", "\n"))
         else:
             mine = next(key for key in keys if key.startswith(f"{name}:"))
             line = f"{documented.setup['builder'].replace('b1', name)} {documented.standin_option} --workers 2"
-            self.type(name, line, stdin=mine + "\n")
+            self.type(name, line, (_PASTE, mine + "\n\n"))
 
-    def type(self, name: str, line: str, stdin: str = "") -> str:
-        """A person types a line on a machine; its output. It is counted, and timed."""
+    def type(self, name: str, line: str, *answers: tuple[str, str], part: str = "", code: int = 0) -> str:
+        """A person types a line on a machine, and answers to what is shown; all of it. It is counted, and timed."""
         at = time.time()
-        done = self[name].run(f"cd reimzul 2>/dev/null; {line}", stdin=stdin, timeout=900)
+        done = self[name].type(f"cd reimzul 2>/dev/null; {line}", answers, timeout=900, check=not code)
+        assert done.code == code, done.said
+        shown = re.sub(r"(:[0-9a-f]{4})[0-9a-f]{60}$", r"\1…", done.out, flags=re.MULTILINE)
         with self._typed.open("a") as typed:
-            typed.write(json.dumps(attr.asdict(Typed(name, line, at, time.time() - at))) + "\n")
+            typed.write(json.dumps(attr.asdict(Typed(name, line, at, time.time() - at, shown, part))) + "\n")
         return done.out
+
+    def write_transcript(self, title: str, *parts: str) -> Path:
+        """Write what was typed and shown in these parts to a file that stays after the run."""
+        folder = PROJECT / ".farm" / f"transcripts-{self.folder.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"# {title}", ""]
+        for typed in self.all_typed:
+            if typed.part in parts:
+                lines += [f"{typed.machine}$ {typed.line}", *typed.shown.rstrip("\n").splitlines(), ""]
+        path = folder / f"{parts[-1]}.txt"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
 
     # --- using it -------------------------------------------------------------------------------------------------
 

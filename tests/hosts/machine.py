@@ -15,12 +15,13 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attr
 
 from tests.hosts import network, room
+from tests.terminal import converse
 from tests.waiting import until
 
 #: The one the documents use: their command lines are run here as they are written.
@@ -224,6 +225,16 @@ class Machine:
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
         return self._judged(command, Done(process.returncode, out, err), check)
+
+    def type(
+        self, command: str, answers: Sequence[tuple[str, str]] = (), *, check: bool = True, timeout: float = 120
+    ) -> Done:
+        """A command line on a terminal of that machine, where questions are answered once they are shown."""
+        leader = self.leader()
+        assert leader, f"{self.name} is off"
+        inside = ["env", "-i", "-C", "/root", f"PATH={_PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=xterm", "bash", "-c"]
+        code, shown = converse(["nsenter", "-t", str(leader), "-a", *inside, command], answers, timeout=timeout)
+        return self._judged(command, Done(code, shown, ""), check)
 
     def _judged(self, command: str, done: Done, check: bool) -> Done:
         if check and done.code:

@@ -219,7 +219,7 @@ def test_builders_count_the_attempts_of_a_period(recorded: None, broker: Broker,
     ("words", "thing"),
     [
         (("builds", "--srpm", "tar"), "build"),
-        (("stats", "--until", "2020-01-01"), "build"),
+        (("stats", "--since", "2019-01-01", "--until", "2020-01-01"), "build"),
         (("buried",), "buried job"),
         (("builders",), "worker"),
     ],
@@ -235,6 +235,60 @@ def test_an_empty_list_is_said_in_the_same_words(
     in_json = reimzul(*words, "--json")
     assert in_json.stderr == ""
     json.loads(in_json.stdout)
+
+
+@pytest.mark.parametrize("option", ["--build", "--batch"])
+def test_a_build_or_a_batch_that_nobody_knows_is_refused(recorded: None, option: str) -> None:
+    done = reimzul("builds", option, "ffff")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch(
+        f"reimzul: no {option[2:]}'s id begins with ffff; `reimzul .+` shows which there are\n", done.stderr
+    )
+    assert "is no b" in reimzul("builds", option, "xy").stderr
+    recorded_soon = reimzul("builds", "--build", "f" * 32, "--json")
+    assert (recorded_soon.returncode, recorded_soon.stdout) == (0, "[]\n"), "it may have been submitted just now"
+
+
+def test_states_are_separated_by_commas_too(recorded: None) -> None:
+    assert found("--state", "failed, building") == found("--state", "failed", "--state", "building") != []
+    assert "'qeued' is no state of a build; is queued meant?" in reimzul("builds", "--state", "failed,qeued").stderr
+
+
+def test_the_heads_of_queues_are_never_cut(ini: Path, broker: Broker) -> None:
+    broker.put_raw(f"host.{'x' * 10}.example.org", new_flag("root").encode(), priority=PRIORITY)
+    broker.put_raw(arch_tube("aarch64").name, b"a job that nobody watches", priority=PRIORITY)
+    lines = [click.unstyle(line) for line in on_terminal("queues", "--all").lines]
+    assert lines[0].split() == ["TUBE", "READY", "HELD", "BURIED", "WATCHERS", "NOTE"]
+    assert lines[-1] == "left out for lack of room: DELAYED, RESERVED (--wide, or --columns)"
+
+
+@pytest.mark.parametrize("words", [("builds",), ("watch",), ("causes",), ("stats",)], ids=lambda words: words[0])
+def test_a_farm_that_has_built_nothing_yet_is_no_error(ini: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    reason = f"no builds are known yet: the notifier has not made {tmp_path}/history.sqlite\n"
+    in_pipe = reimzul(*words)
+    assert (in_pipe.returncode, in_pipe.stdout, in_pipe.stderr) == (0, "", reason)
+    in_json = reimzul(*words, "--json")
+    assert (in_json.returncode, in_json.stderr) == (0, reason)
+
+
+def test_every_line_on_stderr_begins_with_the_name_of_the_program(ini: Path) -> None:
+    for words in (("targets",), ("targets", "show", "c9s"), ("builders",), ("show", "12345678"), ("prune",)):
+        done = reimzul(*words)
+        assert done.returncode in (0, 1, 4, 5)
+        errors = [line for line in done.stderr.splitlines() if not re.fullmatch("no (target|worker) found", line)]
+        assert [line for line in errors if not line.startswith("reimzul: ")] == []
+
+
+@pytest.mark.parametrize("command", ["builds", "stats", "causes", "builders"])
+def test_a_period_that_ends_before_it_begins_is_refused(recorded: None, command: str) -> None:
+    done = reimzul(command, "--since", "2026-01-02", "--until", "2026-01-01")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: --until is before --since")
+    done = reimzul(command, "--until", "2000-01-01")
+    if command == "builds":  # from the beginning on
+        assert (done.returncode, done.stderr) == (0, "no build found\n")
+    else:
+        fault = "Error: --until is before --since, which is 7d unless it is given"
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, fault)
 
 
 def test_watch_ends_where_nothing_waits_or_runs(ini: Path, tmp_path: Path) -> None:

@@ -476,7 +476,8 @@ def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     again = told("drain", "builder1.example.org")
     assert (again["changed"], again["drained"]) == (False, True)
     assert "new disk" in run("builders").stdout
-    assert told("builders")[0]["drain"]["reason"] == "new disk"
+    shown = told("builders")[0]
+    assert (shown["state"], shown["drain"]["reason"]) == ("drained", "new disk"), "before its next heartbeat says so"
     assert "takes jobs again; it was drained by" in run("resume", "builder1").stdout
     assert control.drain_flag(ground.broker, "builder1.example.org") is None
     assert "was not drained" in run("resume", "builder1").stdout

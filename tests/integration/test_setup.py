@@ -15,6 +15,7 @@ from typing import Callable
 import pytest
 
 from reimzul.admin.setup import apply, roles
+from reimzul.admin.setup.files import System
 from tests.setuphost import Host
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -119,6 +120,37 @@ def test_bstore_notes_what_people_reach_it_by_and_says_so(host: Host) -> None:
     host.done("bstore", "--public-port", "0", "--public-url", "")
     assert not host.at(roles.PUBLIC_URL).exists()
     assert host.done("bstore") == "nothing to do\n"
+
+
+def test_a_person_is_asked_what_links_begin_with(host: Host) -> None:
+    own = f"bstore.example.org:{'cd' * 32}\n"
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=own)
+    code, _, err = host.setup("bstore", "--public-port", "80", typed="\n")
+    assert "URL of the folder above repo/ as people reach it, for links [http://bstore.example.org/]: " in err
+    assert (code, host.text(roles.PUBLIC_URL)) == (0, "http://bstore.example.org/\n")
+    assert "\npublic_url =\n" in host.text(roles.SETTINGS), "what setup makes follows another port"
+    assert "as people reach it" not in host.setup("bstore", "--public-port", "80", typed="")[2], "nothing is new"
+    assert "as people reach it" not in host.setup("bstore", "--public-port", "81", "--yes", typed="")[2]
+    words = "nonsense\nhttps://farm.example.org/repo/\nhttps://farm.example.org\n"
+    code, out, err = host.setup("bstore", "--public-port", "8080", typed=words)
+    assert (code, err.count("as people reach it"), err.count("Error: ")) == (0, 3, 2), err
+    assert "links that people get begin with https://farm.example.org/\n" in out
+    assert host.text(roles.PUBLIC_URL) == "https://farm.example.org/\n"
+    assert "\npublic_url = https://farm.example.org/\n" in host.text(roles.SETTINGS)
+    assert "as people reach it" not in host.setup("bstore", "--public-port", "80", typed="")[2], "it was answered"
+    code, _, err = host.setup("bstore", "--public-port", "81", "--public-url", "", typed="")
+    assert (code, "as people reach it" in err) == (0, False)
+
+
+def test_a_person_is_asked_what_links_to_pages_begin_with(host: Host) -> None:
+    code, out, err = host.setup("controller", "--pages-port", "80", "--controller", "f.example.org", typed="\n")
+    assert "URL of the pages as people reach them, for links [http://f.example.org/]: " in err
+    assert (code, "\nurl = http://f.example.org/\n" in host.text(roles.SETTINGS)) == (0, True)
+    words = ("--pages-port", "8080", "--controller", "f.example.org")
+    code, out, _ = host.setup("controller", *words, typed="https://farm.example.org\n")
+    assert (code, "links that people get lead to https://farm.example.org/\n" in out) == (0, True)
+    assert "\nurl = https://farm.example.org/\n" in host.text(roles.SETTINGS)
+    assert "as people reach" not in host.setup("controller", "--pages-port", "80", typed="")[2], "it was answered"
 
 
 def test_a_controller_may_have_links_of_another_host(host: Host) -> None:
@@ -330,7 +362,7 @@ def test_all_missing_options_are_in_one_line(host: Host) -> None:
         (HOSTS, KEY + KEY.replace("b1", "b2"), 4, "choose one with --name: b1, b2"),
         ((*HOSTS, "--set", "worker.tries=no"), KEY, 4, "[worker] tries: 'no' is not a whole number"),
         ((*HOSTS, "--mock-configs", "--x"), KEY, 4, "is not where a git repository is"),
-        ((*HOSTS, "--workers", "0"), KEY, 2, "0 is not in the range"),
+        ((*HOSTS, "--workers", "0"), KEY, 2, "is not a whole number from 1 to "),
     ],
 )
 def test_wrong_input_gets_one_line_and_changes_nothing(
@@ -417,7 +449,7 @@ def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
     )  # fmt: skip
     assert not HEX.search(err)
     assert (
-        "on bstore, with the lines of s.example.org and controller and events:\n"
+        "on bstore, with the lines of s.example.org, controller and events:\n"
         "  reimzul setup bstore --controller c.example.org --name s.example.org --psk-file -\n"
     ) in err
     assert host.text(roles.OWN_KEY) in out
@@ -566,13 +598,35 @@ def test_a_key_made_elsewhere_is_imported(host: Host, tmp_path: Path) -> None:
     assert KEY in host.text(roles.ACCEPTED)
 
 
-@pytest.mark.parametrize(
-    "words", [("--psk-file", "-"), ("--new-key",), ("--json",), ("--remove", "--add-builder", "b1")]
-)
+@pytest.mark.parametrize("words", [("--psk-file", "-"), ("--new-key",), ("--json",)])
 def test_options_that_mean_nothing_alone_are_refused(host: Host, words: tuple[str, ...]) -> None:
     code, _, err = host.setup("controller", *words)
     assert code == 2
     assert "goes with" in err
+
+
+@pytest.mark.parametrize("kind", ["--list", "--remove"])
+@pytest.mark.parametrize(
+    "words",
+    [("--add-builder", "b1"), ("--revoke", "b1"), ("--public-url", "http://f.example.org/"), ("--psk-file", "-"),
+     ("--set", "worker.max_load=8"), ("--new-event-key",)],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_what_lists_or_removes_refuses_all_that_it_would_not_do(host: Host, kind: str, words: tuple[str, ...]) -> None:
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)
+    host.calls()
+    before = host.files()
+    code, out, err = host.setup("bstore", kind, *words, given="no key")
+    assert (code, out) == (2, "")
+    assert f"{words[0]} has no effect with {kind}: leave it out" in err
+    assert (host.files(), host.calls()) == (before, [])
+
+
+def test_keys_are_listed_while_another_setup_runs(host: Host) -> None:
+    host.done("bstore", *HOSTS[:2], "--name", "s", "--psk-file", "-", given=f"s:{'cd' * 32}\ncontroller:{'ef' * 32}\n")
+    with apply.lock_setup(System(root=host.root, running=True)):
+        assert host.done("bstore", "--list") == "controller\n"
+        assert json.loads(host.done("bstore", "--list", "--json")) == {"names": ["controller"]}
 
 
 def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
@@ -588,6 +642,9 @@ def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
         while b"ends them:" not in shown:
             shown += os.read(ours, 1024)
         os.write(ours, f"s:{'cd' * 32}\n{KEY}\n".encode())
+        while b"for links (empty: none): " not in shown:
+            shown += os.read(ours, 1024)
+        os.write(ours, b"https://farm.example.org/\n")
         try:
             while more := os.read(ours, 1024):
                 shown += more
@@ -599,6 +656,7 @@ def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
     assert "cd" * 32 not in shown.decode()
     assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n"
     assert KEY in host.text(roles.ACCEPTED)
+    assert host.text(roles.PUBLIC_URL) == "https://farm.example.org/\n"
 
 
 # --- firewalld

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,18 @@ class Controller:
         top = self.folder / "here"
         return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
-    def publish(self, number: int, version: str, *, status: str = "Success", name: str = "hello") -> BuildRequest:
+    def publish(
+        self, number: int, version: str, *, status: str = "Success", name: str = "hello", target: str = "c9s.x86_64",
+        rpms: Mapping[str, Path] | None = None,
+    ) -> BuildRequest:  # fmt: skip
         """Put a build with its legs x86_64 and i386 into the store, and record it in the history."""
         published = event("Published" if status == "Success" else status, number)
         request = uploads.request(
-            srpm=f"{name}-{version}-1.src.rpm", target="c9s.x86_64", build_id=published.build_id,
+            srpm=f"{name}-{version}-1.src.rpm", target=target, build_id=published.build_id,
             timestamp=published.timestamp, submitter="jdoe",
         )  # fmt: skip
         for arch in ("x86_64", "i386"):
-            rpm = self.rpms[f"{name}-{version}"] if status == "Success" else None
+            rpm = (rpms or {}).get(arch, self.rpms[f"{name}-{version}"]) if status == "Success" else None
             given = {rpm.name: (rpm.read_bytes(), rpm.name[: -len(".rpm")])} if rpm else {}
             asked = uploads.upload(
                 self.store, given, of=request, arch=arch, status=status, pkgname=name, evr=f"{version}-1"
@@ -116,7 +119,7 @@ class Controller:
             uploads.spool_of(self.store, asked).rename(place)
             (self.store.index / leg_key(request.build_id, arch)).symlink_to(f"../{asked.place}")
             about: dict[str, Any] = {"pkgname": name, "evr": f"{version}-1", "place": asked.place, "arch": arch}
-            self.record(attr.evolve(published, srpm=request.srpm, target="c9s.x86_64", submitter="jdoe", **about))
+            self.record(attr.evolve(published, srpm=request.srpm, target=target, submitter="jdoe", **about))
         return request
 
     def record(self, *events: BuildEvent) -> None:
@@ -124,9 +127,9 @@ class Controller:
         history.record(events)
         history.close()
 
-    def index(self) -> None:
-        target = self.store.target("c9s.x86_64")
-        subprocess.run(["createrepo_c", "-q", "--general-compress-type=gz", target], check=True)
+    def index(self, target: str = "c9s.x86_64") -> None:
+        folder = self.store.target(target)
+        subprocess.run(["createrepo_c", "-q", "--general-compress-type=gz", folder], check=True)
 
     def report(self, host: str, arch: str, *targets: str) -> None:
         """Record the heartbeat of a worker that has mock configurations for these targets."""
@@ -270,14 +273,14 @@ def test_a_store_that_is_away_leaves_what_the_workers_know(controller: Controlle
     ini.write_text(ini.read_text().replace(str(controller.server.server_port), str(free_port())))
     done = controller.run("targets", code=1)
     assert {line.split("\t")[0] for line in done.stdout.splitlines()} == {"c9s", "c10s"}
-    assert "targets: which targets the store has is unknown: " in done.stderr
+    assert "reimzul: which targets the store has is unknown: " in done.stderr
 
 
 def test_damaged_repodata_are_named(controller: Controller) -> None:
     for primary in controller.store.target("c9s.x86_64").glob("repodata/*primary.xml.gz"):
         primary.write_bytes(b"damaged")
     done = controller.run("targets", code=1)
-    assert "targets: c9s.x86_64: " in done.stderr
+    assert "reimzul: c9s.x86_64: " in done.stderr
     assert next(line for line in done.stdout.splitlines() if line.startswith("c9s\t")).split("\t")[3:5] == ["?", "?"]
     assert "cannot be read" in controller.run("packages", "-t", "c9s", code=1).stderr
 
@@ -355,6 +358,23 @@ def test_logs_have_a_folder_for_each_arch(controller: Controller) -> None:
     controller.run("download", FAILED, "--logs")
     logs = ("build.log", "root.log", "state.log")
     assert controller.files() == [f"plain-3.0-1.{arch}/{log}" for arch in ("i386", "x86_64") for log in logs]
+
+
+def test_files_of_one_name_that_differ_are_all_kept(controller: Controller, tmp_path: Path) -> None:
+    spec = f"{srpms.noarch('hello', version='2.0')}%changelog\n* Thu Jan 01 2026 M <m@example.org>\n- Another.\n"
+    rpm = srpms.make_rpm(tmp_path, "hello", spec)
+    controller.publish(4, "2.0", target="c10s.x86_64", rpms=dict.fromkeys(("x86_64", "i386"), rpm))
+    controller.index("c10s.x86_64")
+    done = controller.run("download", "-t", "c*s.x86_64", "hello")
+    there = [f"{target}/{RPM}" for target in ("c10s.x86_64", "c9s.x86_64")]
+    assert (done.stdout.split(), controller.files()) == (there, there)
+    assert f"several files that differ are called {RPM}: each is in a folder of its own\n" in done.stderr
+    contents = [(controller.folder / "here" / path).read_bytes() for path in there]
+    assert contents == [rpm.read_bytes(), controller.rpms["hello-2.0"].read_bytes()]
+    controller.publish(5, "2.0", target="c10s.x86_64", rpms={"i386": rpm})
+    done = controller.run("download", build_id(5), "--dest", "legs", "--json")
+    paths = [each["path"] for each in json.loads(done.stdout)]
+    assert paths == [f"legs/c10s.x86_64/{arch}/{RPM}" for arch in ("x86_64", "i386")]
 
 
 def test_one_arch_can_be_chosen(controller: Controller) -> None:

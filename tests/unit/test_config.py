@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +164,46 @@ def test_all_faults_are_told_at_once() -> None:
         ("[worker]\nlogfile = /x\n", "[worker] logfile is not a setting; [logs] has one of that name"),
         ("[worker]\nquux = 1\n", "[worker] quux is not a setting"),
         ("[quux]\n", "[quux] is not a section"),
+        ("[submit]\n", "[submit] is not a section"),  # the brackets make nothing alike
         ("[Logs]\n", "[Logs] is not a section; is [logs] meant?"),
         ("[mqtt]\nnotifications = yes\n", "[mqtt] ca_cert: required if notifications is true"),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_nearest(text: str, fault: str) -> None:
     assert faults(text) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("secret: x\n", ["line 1 is before the first section, as [worker]"]),
+        ("[worker]\nsecret\n\nsecret\n", [f"line {n} is neither a section nor a setting" for n in (2, 4)]),
+        ("[worker]\n[logs]\n[worker]\n", ["line 3: [worker] is there already"]),
+        ("[worker]\nmock = secret\nmock = secret\n", ["line 3: [worker] mock is set already"]),
+    ],
+)
+def test_a_file_of_another_form_is_described_without_its_text(text: str, found: list[str]) -> None:
+    assert faults(text) == found
+
+
+def test_who_may_read_the_settings_is_said_to_those_who_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "reimzul.ini"
+    file.touch()
+    group = grp.getgrgid(file.stat().st_gid).gr_name
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    for mode, hint in ((0o640, f": run it as root, or as a member of group {group}"), (0o600, ": run it as root")):
+        file.chmod(mode)
+        with pytest.raises(ConfigError) as refused:
+            load_file(file)
+        assert str(refused.value) == f"{file}: permission denied{hint}"
+    with pytest.raises(ConfigError, match=r"elsewhere: permission denied$"):
+        load_file(tmp_path / "elsewhere")
 
 
 MAIL_CLEAR = "[mail] starttls: must be true: the password would be sent in the clear"

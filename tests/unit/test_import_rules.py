@@ -149,6 +149,22 @@ def test_a_program_starts_without_optional_libraries(program: str) -> None:
     assert not {"rpm", "pymongo", "paho", "honcho", "jinja2"} & {name.partition(".")[0] for name in loaded.split()}
 
 
+#: Modules that commands start without, as most of their runs do not need them.
+_LATE = {
+    "admin.setup.cli": ("admin.doctor.cli",),
+    "admin.causes": ("admin.batch_lookup", "plan"),
+    "admin.stats": ("admin.batch_lookup", "plan"),
+    "submit.cli": ("submit.batch", "plan.maker"),
+}
+
+
+@pytest.mark.parametrize("module", _LATE)
+def test_a_command_starts_without_what_few_of_its_runs_need(module: str) -> None:
+    script = f"import sys, reimzul.{module}; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert {f"reimzul.{each}" for each in _LATE[module]} & set(loaded.split()) == set()
+
+
 @pytest.mark.sources
 def test_no_command_is_run_by_a_shell() -> None:
     for module in MODULES:

@@ -41,6 +41,7 @@ def test_a_size_has_the_same_form_in_a_reason() -> None:
 
 def test_counts_and_lists_are_formatted() -> None:
     assert (formatting.pluralize(1, "build"), formatting.pluralize(5000, "build")) == ("1 build", "5,000 builds")
+    assert [formatting.pluralize(count, "batch") for count in (0, 1)] == ["0 batches", "1 batch"]
     listed = [formatting.join_words(list(each)) for each in ("", "a", "ab", "abc")]
     assert listed == ["", "a", "a and b", "a, b and c"]
 

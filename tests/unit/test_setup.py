@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -618,8 +619,13 @@ def test_a_url_that_git_could_take_for_an_option_is_refused(tmp_path: Path, url:
 
 
 def test_a_checkout_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "srv/reimzul/mock_configs/.git").mkdir(parents=True)
-    assert clone_steps(System(root=tmp_path, running=True), "https://git.example.org/mock_configs") == []
+    checkout, url = tmp_path / "srv/reimzul/mock_configs", "https://git.example.org/mock_configs"
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    assert clone_steps(System(root=tmp_path, running=True), url) == [], "of unknown origin"
+    subprocess.run(["git", "-C", checkout, "remote", "add", "origin", url], check=True)
+    assert clone_steps(System(root=tmp_path, running=True), url) == []
+    with pytest.raises(InputError, match=f"were cloned from {url}; to have them from elsewhere: runuser -u reimzul "):
+        clone_steps(System(root=tmp_path, running=True), "https://other.example.org/mock_configs")
 
 
 # --- a host whose programs are Python's wheel

@@ -29,10 +29,11 @@ from reimzul.admin.doctor import (
 )
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.host import ALL, Host, find_host
-from reimzul.admin.output import NearestChoice, color_option, json_option, print_json, refuse_ignored
+from reimzul.admin.output import color_option, json_option, print_json, refuse_ignored
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.option_types import NearestChoice, WholeNumber
 from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ROLES
 
 #: The checks in the order of their output, after those they need, and the roles that have them.
@@ -90,7 +91,7 @@ _LONG_NAME = "canary.aarch64.placed"
 )
 @click.option(
     "--timeout",
-    type=click.IntRange(1, 86_400),
+    type=WholeNumber(1, 86_400),
     default=900,
     show_default=True,
     metavar="SECONDS",

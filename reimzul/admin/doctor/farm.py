@@ -44,7 +44,7 @@ def check_hosts(settings: Settings, *, show_all: bool) -> Iterator[Finding]:
     judged = judge_hosts(processes, time.time())
     bad = [host for host, result in judged.items() if result.level != OK]
     count = pluralize(len(judged), "host")
-    summary = f"{len(bad)} of {count} {'has' if len(bad) == 1 else 'have'} problems" if bad else f"all of {count} well"
+    summary = f"{len(bad)} of {count} {'has' if len(bad) == 1 else 'have'} problems" if bad else f"all {count} are well"
     yield ok(summary if judged else "no host has sent a heartbeat yet").as_finding("hosts")
     for host, result in judged.items():
         if show_all or result.level != OK:

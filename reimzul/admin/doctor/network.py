@@ -37,7 +37,6 @@ from reimzul.admin.doctor import (
     ok,
     recommend,
     require,
-    shorten,
 )
 from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import STORE, Service, format_address, restart_hint, services, used_services
@@ -45,6 +44,7 @@ from reimzul.admin.setup.files import System
 from reimzul.admin.setup.roles import PAGES, PUBLIC, current_port
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramNotFound
+from reimzul.core.formatting import list_first, pluralize
 from reimzul.core.process import spawn, wait_until_exit
 from reimzul.core.roles import BSTORE, CONTROLLER
 from reimzul.core.stunnel import Address, StunnelConfig, StunnelSection
@@ -237,7 +237,7 @@ def _check_key_file(host: Host, path: Path) -> Result:
         return ok(f"{path.name}: other users cannot read it")
     names = _read_key_names(path)
     return (
-        ok(f"{path.name} of {shorten(names, 8)}")
+        ok(f"{path.name} has {pluralize(len(names), 'key')}: {list_first(names, 8)}")
         if names
         else fail(f"{path} contains no key", _hint_for_new_key(host, path))
     )

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import attr
 import click
 
-from reimzul.admin.output import NearestGroup, print_json
+from reimzul.admin.output import NearestGroup, print_json, refuse_others
 from reimzul.admin.setup import apply, ini, mqtt, psk, removal, roles, verify
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import RootNeeded, System
@@ -21,13 +21,16 @@ from reimzul.admin.setup.roles import RoleOptions, RolePlan, Step
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.formatting import join_words
+from reimzul.core.option_types import NearestChoice, WholeNumber
+from reimzul.core.setting_parsers import parse_optional_url, url_parser
 
 #: The most instances by default, as in the original's README; builders with few cores get fewer.
 DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
 
 
 def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in (
+    for decorate in reversed((
         click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing."),
         click.option(
             "--remove", "removes", is_flag=True, help="Stop and disable the role's units; remove what setup wrote."
@@ -43,13 +46,13 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             help="Set up the image below FOLDER: write and enable, start nothing.",
         ),
-    ):  # fmt: skip
+    )):  # fmt: skip
         function = decorate(function)
     return function
 
 
 def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in (
+    for decorate in reversed((
         click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
         click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
         click.option("--new-key", is_flag=True, help="With --add-…: replace the key of a host that has one."),
@@ -59,8 +62,8 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--list", "list_keys", is_flag=True, help="List the hosts that have a key here."),
         click.option("--psk-file", metavar="FILE", help="Read keys made elsewhere, a line name:hex each; - is stdin."),
         # of the versions that let workers of the original upload; accepted until 0.3
-        click.option("--original-workers", type=click.Choice(["on", "off"]), hidden=True),
-    ):
+        click.option("--original-workers", type=NearestChoice(["on", "off"]), hidden=True),
+    )):  # fmt: skip
         function = decorate(function)
     return function
 
@@ -68,7 +71,7 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _public_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--public-url", metavar="URL",
-        help="Have links for people begin with URL, if not with bstore's name and public port; '' ends that.",
+        help="Have links for people begin with URL; '' is bstore's name and public port. bstore's setup asks for it.",
     )(function)  # fmt: skip
 
 
@@ -90,8 +93,6 @@ def command() -> None:
 
 
 @command.command("controller", epilog=EXIT_CODES)
-@_key_options
-@_common_options
 @click.option("--add-bstore", metavar="NAME", help="Accept bstore's key. NAME is its host name unless --bstore has it.")
 @click.option("--controller", metavar="HOST", help="This host's name as the others know it, for the lines printed.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name, if it is not the NAME of --add-bstore.")
@@ -99,7 +100,9 @@ def command() -> None:
 @click.option("--mock-configs", metavar="URL", help="For the builders' lines printed: mock's configurations, in git.")
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
-@click.option("--pages-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve the farm's pages; 0: stop.")
+@click.option("--pages-port", type=WholeNumber(0, 65535), metavar="PORT", help="Serve the farm's pages; 0: stop.")
+@_key_options
+@_common_options
 def controller(
     add_bstore: str | None, controller: str | None, bstore: str | None, mock_configs: str | None,
     public_url: str | None, with_mqtt: bool, mqtt_listen: str | None, pages_port: int | None, **given: Any,
@@ -153,13 +156,13 @@ def controller(
 
 
 @command.command("bstore", epilog=EXIT_CODES)
-@_key_options
-@_common_options
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
 @click.option("--name", metavar="NAME", help="Whose key in --psk-file is this host's own, if there are several.")
-@click.option("--repogen-workers", type=click.IntRange(1, 64), metavar="N", help="How many publish at once; 3.")
-@click.option("--public-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
+@click.option("--repogen-workers", type=WholeNumber(1, 64), metavar="N", help="How many publish at once; by default 3.")
+@click.option("--public-port", type=WholeNumber(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
 @_public_url_option
+@_key_options
+@_common_options
 def bstore(
     controller: str | None, name: str | None, repogen_workers: int | None, public_port: int | None,
     public_url: str | None, **given: Any,
@@ -185,17 +188,19 @@ def bstore(
         return 0
     identity = setup.ask_identity(name, controller=controller)
     port = roles.current_port(system, roles.PUBLIC) if public_port is None else public_port
+    made_url = roles.find_public_url(public_url, port, identity["own_key"].partition(":")[0], system)
+    url = setup.ask_public_url(made_url, port) if public_url is None else made_url
     options = RoleOptions(
         keys=result,
         settings=setup.settings,
         event_keys=setup.given_event_key(),
         **identity,
         public_port=port,
-        public_url=roles.find_public_url(public_url, port, identity["own_key"].partition(":")[0], system),
+        public_url=url,
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
     )
     setup.carry_out(roles.plan_role("bstore", system, options), result.made, first=roles.folder_steps(system))
-    if options.public_url and (public_port, public_url) != (None, None):
+    if url and ((public_port, public_url) != (None, None) or url != made_url):
         setup.options.print(f"links that people get begin with {options.public_url}")
     old_uploads = roles.find_old_uploads(system)
     if old_uploads:
@@ -204,13 +209,13 @@ def bstore(
 
 
 @command.command("builder", epilog=EXIT_CODES)
-@_common_options
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name.")
 @click.option("--name", metavar="NAME", help="This builder's name, whose key is in --psk-file.")
 @click.option("--psk-file", metavar="FILE", help="Read this builder's key, a line name:hex; - is stdin.")
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many build at once.")
+@click.option("--workers", type=WholeNumber(1, 256), metavar="N", help="How many build at once; by default 1 to 4.")
 @click.option("--mock-configs", metavar="URL", help="Clone the git repository of mock's configurations.")
+@_common_options
 def builder(
     controller: str | None, bstore: str | None, name: str | None, workers: int | None, mock_configs: str | None,
     **given: Any,
@@ -251,13 +256,21 @@ class _SetupRun:
         self, role: str, *, dry_run: bool, removes: bool, yes: bool, as_json: bool, settings: Sequence[str], root: Path,
         psk_file: str | None, original_workers: str | None = None, public_url: str | None = None, **given: Any,
     ) -> None:  # fmt: skip
+        lists = bool(given.get("list_keys"))
+        if lists:
+            refuse_others("--list", "list_keys", "as_json", "root")
+        if removes:
+            refuse_others("--remove", "removes", "dry_run", "yes", "as_json", "root")
         if os.geteuid() and not dry_run and root == Path("/"):
             raise RootNeeded
         if original_workers:
             click.echo("warning: --original-workers has no effect any more, and is an error from 0.3 on", err=True)
         self.role, self.removes, self.given = role, removes, given
         self.system = System.at_root(root.resolve())
-        self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
+        changes_nothing = dry_run or lists
+        self.lock = (
+            None if changes_nothing else click.get_current_context().with_resource(apply.lock_setup(self.system))
+        )
         self.settings = dict(map(ini.parse_setting, settings))
         if public_url is not None:
             self.settings["bstore", "public_url"] = public_url.strip()
@@ -271,11 +284,7 @@ class _SetupRun:
             raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
         if given.get("new_key") and not changes_keys:
             raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
-        if removes and (changes_keys or self.settings):
-            raise click.UsageError(
-                "--remove takes the role off: it goes with --dry-run, --json, --yes and --root alone"
-            )
-        if as_json and not (dry_run or given.get("list_keys")):
+        if as_json and not changes_nothing:
             raise click.UsageError("--json goes with --dry-run or --list")
         self.keys = None if psk_file is None else psk.read_key_file(psk_file)
         self.options = ApplyOptions(yes=yes, as_json=as_json, to_stderr=changes_keys and role == "controller")
@@ -326,11 +335,37 @@ class _SetupRun:
     def add_pages(self, options: RoleOptions, port: int | None, own_name: str) -> RoleOptions:
         """The options with the pages at a port, at none with 0, or with None as they are; links lead to them."""
         url = roles.find_pages_url(port, own_name, self.system)
+        if url and ("pages", "url") not in options.settings and port != roles.current_port(self.system, roles.PAGES):
+            url = self._ask_url("URL of the pages as people reach them, for links", url, url_parser("http"))
         settings = {**({} if url is None else {("pages", "url"): url}), **options.settings}
         if port and url:
             self.options.print(f"links that people get lead to {settings['pages', 'url']}")
         port = roles.current_port(self.system, roles.PAGES) if port is None else port
         return attr.evolve(options, pages_port=port, settings=settings)
+
+    def ask_public_url(self, made: str, port: int) -> str:
+        """What links to the store begin with: as a person answers at the first run and at a new port, else `made`."""
+        is_new = not self.hosts or (port and port != roles.current_port(self.system, roles.PUBLIC))
+        if not is_new or roles.current_setting(self.system, "bstore", "public_url"):
+            return made
+        url = self._ask_url("URL of the folder above repo/ as people reach it, for links", made, parse_optional_url)
+        if url != made:
+            self.settings["bstore", "public_url"] = url
+        return url
+
+    def _ask_url(self, question: str, made: str, parse: Callable[[str], str]) -> str:
+        """A person's answer; `made` is the default, also where nobody can be asked."""
+
+        def check(answer: str) -> str:
+            try:
+                return parse(answer)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
+
+        if self.options.yes or not sys.stdin.isatty():
+            return made
+        question += "" if made else " (empty: none)"
+        return str(click.prompt(question, default=made, show_default=bool(made), value_proc=check, err=True))
 
     def given_event_key(self) -> str:
         """bstore's file of the key of events, if the key was given."""
@@ -459,5 +494,5 @@ class _SetupRun:
         return EXIT_FAILED if failed else 0
 
     def _print_command(self, where: str, arguments: str, owners: Sequence[str]) -> None:
-        lines = f"line{'s' if len(owners) > 1 else ''} of {' and '.join(owners)}"
+        lines = f"line{'s' if len(owners) > 1 else ''} of {join_words(owners)}"
         self.options.print(f"on {where}, with the {lines}:\n  reimzul setup {arguments} --psk-file -")

@@ -14,7 +14,7 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin.output import print_json, refuse_others
+from reimzul.admin.output import print_json
 from reimzul.admin.setup import apply, files, ini, mqtt, psk, roles
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import CHECKSUMS_FILE, FileSpec, System, translate_write_errors
@@ -37,8 +37,7 @@ class Removal:
 
 
 def plan_removal(role: str, system: System) -> Removal:
-    """Raises `ReimzulError` if the host is not set up, and `UsageError` for options of something else."""
-    refuse_others("--remove", "removes", "dry_run", "yes", "as_json", "root")
+    """Raises `ReimzulError` if the host is not set up."""
     if roles.find_role(system.text(roles.TUNNELS) or "") != role:
         raise ReimzulError(f"this host is not set up as {role}: {roles.TUNNELS} is not that of a {role}")
     written = [path for path in files.read_checksums(system) if system.resolve(path).exists()]

@@ -265,7 +265,10 @@ def clone_steps(system: System, url: str | None) -> list[Step]:
         return []
     parse_git_url(url)
     folder = current_setting(system, "worker", "mock_configs")
-    if system.resolve(f"{folder}/.git").exists() or not system.running:
+    if system.resolve(f"{folder}/.git").exists():
+        _require_origin(system, folder, url)
+        return []
+    if not system.running:
         return []
     # HOME: root's is closed to that user
     git = ("env", "HOME=/srv/reimzul", "GIT_TERMINAL_PROMPT=0", "git", "clone", "--quiet", "--", url, folder)
@@ -275,6 +278,17 @@ def clone_steps(system: System, url: str | None) -> list[Step]:
         make = ("install", "-d", "-o", "reimzul", "-g", "reimzul", folder)
         steps.insert(0, Step(argv=make, description=f"make {folder}"))
     return steps
+
+
+def _require_origin(system: System, folder: str, url: str) -> None:
+    """Raises `InputError` for a checkout of another repository: setup leaves a checkout alone."""
+    settings = system.text(f"{folder}/.git/config") or ""
+    found = re.search(r'^\[remote "origin"\]\n(?:\s.*\n)*?\s*url = (.*)$', settings, re.MULTILINE)
+    if found and found[1] != url:
+        raise InputError(
+            f"mock's configurations in {folder} were cloned from {found[1]}; to have them from elsewhere: "
+            f"runuser -u reimzul -- git -C {folder} remote set-url origin {url}"
+        )
 
 
 # --- files

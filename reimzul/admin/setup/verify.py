@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Callable
 
 from reimzul.admin.doctor import FAIL, Finding, run_checks
-from reimzul.admin.doctor.cli import collect_checks
-from reimzul.admin.doctor.host import find_host
 from reimzul.admin.setup.apply import ApplyOptions
 from reimzul.admin.setup.files import System
 from reimzul.core.cli import load_settings
@@ -40,6 +38,10 @@ def examine_host(system: System, role: str) -> list[Finding]:
     """What doctor finds to fail on this host; nothing for an image, or where systemd does not run."""
     if not system.running or system.root != Path("/"):
         return []
+    # all checks, which take as long to import as the rest of setup: a list of keys or a dry run starts without
+    from reimzul.admin.doctor.cli import collect_checks
+    from reimzul.admin.doctor.host import find_host
+
     examined = find_host(load_settings(None, verbose=False), find_file(None), (role,), None)
     return [finding for finding in run_checks(collect_checks(examined)) if finding.level == FAIL]
 
