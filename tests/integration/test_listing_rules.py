@@ -15,12 +15,11 @@ from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignR
 from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import StorePaths, leg_key
-from reimzul.core.unlisted import read_records
 from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup, createrepo
-from reimzul.store.listing import ListingCache
+from reimzul.store.listing import ListingCache, read_records
 from reimzul.tosign.daemon import find_signable, stage_leg
 from tests import uploads
 from tests.conftest import Beanstalkd

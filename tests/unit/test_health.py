@@ -22,9 +22,9 @@ from reimzul.admin.watch import find_obstacle, make_row
 from reimzul.core import heartbeat
 from reimzul.core.beanstalk import Broker
 from reimzul.core.beanstalk_stats import TubeStats
-from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.heartbeat import ErrorLog, HeartbeatSender, ProcessIdentity, own_instance
 from reimzul.core.message import MAX_ERRORS, RecentError, Role, WorkerHeartbeat
+from reimzul.core.retry import compute_backoff
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from reimzul.history.workers import WorkerRecord, WorkerStore

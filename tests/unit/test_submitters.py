@@ -12,7 +12,7 @@ import pytest
 from reimzul.core import cli
 from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.errors import InputError
-from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
+from reimzul.history.workers import SeenWorker, all_accept_any_name, is_plain
 
 USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 

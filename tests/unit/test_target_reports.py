@@ -21,8 +21,8 @@ from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerS
 from reimzul.core.targets import TargetList, UnknownTarget, find_one_target, find_targets, split_arch
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import known_targets
-from reimzul.worker.known_targets import FLAG_POLL_SECONDS, PULL_INTERVAL_SECONDS, ConfigPuller, read_targets
+from reimzul.worker import mock_config
+from reimzul.worker.mock_config import FLAG_POLL_SECONDS, PULL_INTERVAL_SECONDS, ConfigPuller, read_targets
 from tests.heartbeat_stand import Clock, Listener
 from tests.waiting import until
 
@@ -130,7 +130,7 @@ def test_an_arch_is_split_off_only_if_it_is_one() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stopped = Clock()
     monkeypatch.setattr(heartbeat_module, "time", stopped)
-    monkeypatch.setattr(known_targets, "time", stopped)
+    monkeypatch.setattr(mock_config, "time", stopped)
     return stopped
 
 

@@ -19,8 +19,7 @@ from reimzul.core.heartbeat import HeartbeatSender, ProcessIdentity
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.core.unlisted import LeftOutPackage, UnlistedLeg, write_records
-from reimzul.store.listing import ListingCache
+from reimzul.store.listing import LeftOutPackage, ListingCache, UnlistedLeg, write_records
 from reimzul.tosign.daemon import SignableLeg, Tosign, find_signable, stage_leg
 from tests import uploads
 from tests.uploads import TARGET, tree
