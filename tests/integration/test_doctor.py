@@ -32,8 +32,8 @@ from reimzul.admin.doctor import (
     builder,
     controller,
     host,
+    links,
     network,
-    public_url,
     run_checks,
     services,
 )
@@ -237,7 +237,7 @@ def test_links_have_to_lead_to_the_store(tmp_path: Path) -> None:
 
 
 def examine_links(folder: Path, store: Mapping[str, object]) -> Finding:
-    return look(public_url.checks, patient(folder, {"bstore": store}, "controller"))["store.public"]
+    return look(links.public_checks, patient(folder, {"bstore": store}, "controller"))["store.public"]
 
 
 def test_a_link_that_leads_on_is_named(tmp_path: Path) -> None:
