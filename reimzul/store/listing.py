@@ -32,6 +32,8 @@ from reimzul.core.message import Status
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.store.repodata import DAMAGED, REPODATA, REPOMD
 
+# --- what is not listed
+
 #: Seconds until an unreadable record is read again.
 _REREAD_SECONDS = 60
 

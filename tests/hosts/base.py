@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 
 import attr
 
-from devfarm.demo_sources import demo_srpms
+from devfarm.demo import demo_srpms
 from tests.hosts.room import CACHE
 
 SUITE = "bookworm"

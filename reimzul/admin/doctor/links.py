@@ -76,6 +76,8 @@ def find_difference(base: str, public: str) -> Iterator[str]:
         return
 
 
+# --- the pages
+
 #: The file that reimzul-pages writes every few seconds.
 _STATUS_FILE = "status.json"
 #: Pages that are older do not show the farm any more; between two writes there may be half a minute of rest.
