@@ -324,11 +324,9 @@ class WorkerState:
 class Feature:
     """What a worker can do that one of version 0.1 cannot, in its heartbeat."""
 
-    ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
-
     BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
 
-    ALL = (ANY_SUBMITTER, BATCH)
+    ALL = (BATCH,)
 
 
 class Role:

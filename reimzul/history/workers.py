@@ -32,7 +32,7 @@ from reimzul.core import validators
 from reimzul.core.beanstalk import Broker, heartbeat_tube, is_heartbeat_tube, session_tube
 from reimzul.core.clock import measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
-from reimzul.core.message import Feature, Role, WorkerHeartbeat, WorkerState
+from reimzul.core.message import Role, WorkerHeartbeat, WorkerState
 from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
 from reimzul.core.targets import TargetList
 
@@ -351,8 +351,7 @@ def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
         return name
     try:
         workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_workers())]
-        seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
-        if all_accept_any_name(broker, seen):
+        if all_accept_any_name(broker, workers):
             return name
         reason = "a worker is older than 0.2, or sends no heartbeats"
     except ReimzulError as error:
@@ -362,31 +361,18 @@ def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
     return plain
 
 
-@attr.frozen(kw_only=True)
-class SeenWorker:
-    """The version and features in a worker's heartbeat."""
-
-    host: str
-    version: str
-    features: Sequence[str] = ()
-
-    @property
-    def accepts_any_name(self) -> bool:
-        """Whether it accepts any name: version 0.2 or later, or one built on the way there."""
-        numbers = re.match(r"(\d+)\.(\d+)", self.version)
-        return Feature.ANY_SUBMITTER in self.features or bool(numbers and (int(numbers[1]), int(numbers[2])) >= (0, 2))
-
-
 def is_plain(name: str) -> bool:
     """Whether every version accepts a name unchanged."""
     return validators.restrict_submitter(name) == name
 
 
-def all_accept_any_name(broker: Broker, workers: Iterable[SeenWorker]) -> bool:
-    """Whether every known or connected worker accepts any name."""
-    workers = tuple(workers)
+def all_accept_any_name(broker: Broker, workers: Sequence[WorkerHeartbeat]) -> bool:
+    """Whether every known or connected worker is of version 0.2 or later."""
     spoke = {heartbeat_tube(each.host) for each in workers}
     silent = (tube for tube in broker.list_tubes() if is_heartbeat_tube(tube) and tube not in spoke)
-    return all(each.accepts_any_name for each in workers) and not any(
-        broker.tube_stats(tube).watchers for tube in silent
-    )
+    return all(map(_accepts_any_name, workers)) and not any(broker.tube_stats(tube).watchers for tube in silent)
+
+
+def _accepts_any_name(worker: WorkerHeartbeat) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", worker.version)
+    return bool(numbers and (int(numbers[1]), int(numbers[2])) >= (0, 2))
