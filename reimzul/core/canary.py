@@ -38,12 +38,12 @@ def build_srpm(spec: Path) -> Path:
     macros = {"_topdir": ".", "_sourcedir": ".", "_srcrpmdir": ".", "_tmppath": ".", "dist": "%{nil}"}
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     try:
-        said = output_of(
+        output = output_of(
             ["rpmbuild", "-bs", "--nodeps", *defines, spec.name], cwd=spec.parent, timeout=_RPMBUILD_TIMEOUT_SECONDS
         )
     except ProgramNotFound as error:
         raise ProgramNotFound(f"{error}: install rpm (Debian) or rpm-build (Fedora, EL)") from error
-    written = re.search(r"^Wrote: (.+\.src\.rpm)$", said, re.MULTILINE)
+    written = re.search(r"^Wrote: (.+\.src\.rpm)$", output, re.MULTILINE)
     if not written:
         raise ReimzulError(f"rpmbuild made no source rpm of {spec.name}")
     return spec.parent / Path(written[1]).name

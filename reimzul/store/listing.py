@@ -126,8 +126,8 @@ def _parse_unlisted(raw: Any) -> UnlistedLeg:
 
 def write_records(store: StorePaths, target: str, records: Records) -> None:
     store.unlisted(target).parent.mkdir(exist_ok=True)  # a store of an earlier version has none
-    said = {leg: attr.asdict(each) for leg, each in sorted(records.items())}
-    fs.write_atomic(store.unlisted(target), json.dumps(said, indent=1) + "\n")
+    rows = {leg: attr.asdict(each) for leg, each in sorted(records.items())}
+    fs.write_atomic(store.unlisted(target), json.dumps(rows, indent=1) + "\n")
 
 
 def replaced_builds(records: Records, build_id: str, arch: str) -> dict[str, UnlistedLeg]:
