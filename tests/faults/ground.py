@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -378,8 +376,3 @@ def processes() -> dict[int, tuple[int, str]]:
 def mounts() -> set[str]:
     """Where something is mounted."""
     return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-
-
-def run_quietly(*argv: str | os.PathLike[str]) -> None:
-    """A program that has to succeed."""
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)

@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from devfarm.processes import PartFailed
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import PRIORITY, Broker
+from reimzul.core.beanstalk import PRIORITY
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, SignRequest, decode_event
 from reimzul.history import open_history
@@ -158,10 +158,3 @@ def files(*folders: Path) -> Iterator[tuple[str, float]]:
         for path in folder.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 yield str(path), path.stat().st_mtime
-
-
-def empty_buried(broker: Broker, tubes: Mapping[str, int]) -> None:
-    """Take buried jobs away, as a person would who has looked at them."""
-    for tube in tubes:
-        while first := broker.first_buried(tube):
-            broker.delete(first[0])
