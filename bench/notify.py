@@ -142,13 +142,13 @@ def measure(events: int, delay: int) -> list[Figure]:
             Figure(what="  the puts alone", unit="events/s", values=[events / announced]),
             Figure(what="  notifier's processor time", unit="s", values=[bench.processor_seconds()]),
         ]
-        return rows + _arrived(bench, events)
+        return rows + _measure_arrivals(bench, events)
     finally:
         bench.close()
         shutil.rmtree(folder)
 
 
-def _arrived(bench: Bench, events: int) -> list[Figure]:
+def _measure_arrivals(bench: Bench, events: int) -> list[Figure]:
     rows = []
     for name, count in bench.counts().items():
         has = count()

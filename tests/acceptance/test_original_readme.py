@@ -202,13 +202,13 @@ def test_a_source_rpm_is_submitted_to_several_arches(
     tubes = {"x86_64": "x86_64", "aarch64": "aarch64", "armhfp": "armv7l"}
     assert len(said) == len(tubes)
     for line, (arch, tube) in zip(said, tubes.items()):
-        request = taken(broker, tube)
+        request = take_request(broker, tube)
         assert (request.srpm, request.arch, request.disttag) == (SRPM, arch, ".el7")
         assert (request.target, request.scratch) == (f"c7.1708.u.{arch}", False)
         assert line.split("\t") == [request.build_id, arch, request.target, SRPM]
 
 
-def taken(broker: Broker, tube: str) -> BuildRequest:
+def take_request(broker: Broker, tube: str) -> BuildRequest:
     """The one request that waits in a tube, at the original's priority."""
     broker.watch([tube])
     claim = broker.reserve({tube: arch_tube(tube)}, 1)

@@ -20,7 +20,7 @@ from reimzul.core.beanstalk import PRIORITY
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, SignRequest, decode_event
 from reimzul.history import open_history
-from tests.faults.checks import buried
+from tests.faults.checks import count_buried
 from tests.faults.ground import Ground
 from tests.faults.ledger import ARCH, FOLLOWER
 from tests.waiting import until
@@ -116,7 +116,7 @@ def flood(ground: Ground, chance: random.Random, count: int, canary: Path) -> Co
 
 def refused_in(ground: Ground, tube: str) -> int:
     """How many jobs of a tube are buried."""
-    return buried(ground).get(tube, 0)
+    return count_buried(ground).get(tube, 0)
 
 
 def wait_until_refused(ground: Ground, sent: Mapping[str, int], seconds: float) -> None:

@@ -29,7 +29,7 @@ _HOME = Path(".farm")
 Plan = Sequence[tuple[Kind, int]]
 
 
-def planned(kinds: Sequence[Kind], trials: int, first: int) -> list[tuple[Kind, int]]:
+def plan_trials(kinds: Sequence[Kind], trials: int, first: int) -> list[tuple[Kind, int]]:
     """Each kind once, then the weightier more often; those with a farm of their own at the end."""
     weighty = [kind for kind in kinds for _ in range(max(1, kind.weight))]
     wheel = [*kinds, *random.Random(first).sample(weighty, len(weighty))]

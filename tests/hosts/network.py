@@ -56,7 +56,7 @@ def unplug(name: str) -> None:
         _ip("netns", "del", name)
 
 
-def cut(name: str) -> None:
+def cut_cable(name: str) -> None:
     """Nothing passes a machine's cable any more, either way, and nobody is told."""
     _port(name, _SILENT)
 
@@ -71,7 +71,7 @@ def _port(name: str, state: str) -> None:
 
 
 @contextlib.contextmanager
-def listening(goal: Path) -> Iterator[None]:
+def capture_frames(goal: Path) -> Iterator[None]:
     """All that passes the switch while the block lasts is written to a file, whole frames."""
     argv = ["ip", "netns", "exec", _HUB, "tcpdump", "-i", _SWITCH, "-n", "-s", "0", "-B", "65536"]
     argv += ["-U", "--immediate-mode"]  # what was heard is in the file at once

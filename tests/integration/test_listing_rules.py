@@ -382,7 +382,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
     rpms = farm.rpms("two", "greet")
     steps = uploads.Steps(monkeypatch)
 
-    def whole() -> None:
+    def run_to_the_end() -> None:
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
             taken(farm.broker, tube)
@@ -393,9 +393,9 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         steps.die_at, steps.count = step, 0
         work(farm.daemon)
 
-    for _ in steps.deaths(whole):
+    for _ in steps.deaths(run_to_the_end):
         with pytest.raises(uploads.Died):
-            whole()
+            run_to_the_end()
         steps.live()
         work(farm.daemon)
         (owner,) = farm.owners()
@@ -418,7 +418,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
     shutil.copytree(farm.store.root, saved, symlinks=True)
     steps = uploads.Steps(monkeypatch)
 
-    def whole() -> None:
+    def run_to_the_end() -> None:
         step, steps.die_at = steps.die_at, -1
         fs._SYNCED.clear()
         shutil.rmtree(farm.store.root)
@@ -430,9 +430,9 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
         for build in find_signable(farm.store, request):
             stage_leg(ListingCache(farm.store), build, CancelToken())
 
-    for _ in steps.deaths(whole):
+    for _ in steps.deaths(run_to_the_end):
         with pytest.raises(uploads.Died):
-            whole()
+            run_to_the_end()
         steps.live()
         stage_all()
         assert [path.name.rpartition(".")[2] for path in (farm.store.tosign / TARGET).iterdir()] == [second.build_id]

@@ -80,11 +80,11 @@ class Farm:
     def canary(self) -> BuildRequest:
         """What waits for the builder in quarantine; made, where that takes a moment."""
 
-        def sent() -> bool:
+        def has_canary() -> bool:
             self.look()
             return self.broker.tube_stats(canary_tube(BAD)).ready > 0
 
-        until(sent, 30, "a canary waits")
+        until(has_canary, 30, "a canary waits")
         found = self.broker.first_ready(canary_tube(BAD))
         assert found
         return BuildRequest.decode(found[1])
@@ -107,7 +107,7 @@ def fail(farm: Farm) -> None:
     farm.tried(GOOD, faults=0, good=6)
 
 
-def held(broker: Broker) -> bool:
+def is_quarantined(broker: Broker) -> bool:
     found = control.drain_flag(broker, BAD)
     return found is not None and found.is_quarantine
 
@@ -115,7 +115,7 @@ def held(broker: Broker) -> bool:
 def test_who_stands_out_is_held_back_and_all_are_told(farm: Farm, broker: Broker) -> None:
     fail(farm)
     farm.look()
-    assert held(broker)
+    assert is_quarantined(broker)
     (said,) = farm.told()
     assert isinstance(said, BuilderEvent)
     assert (said.builder, said.status, said.arches) == (BAD, "Quarantined", TUBES)
@@ -177,7 +177,7 @@ def test_whom_a_person_has_drained_is_not_ours(farm: Farm, broker: Broker) -> No
     control.set_flag(broker, drain_tube(BAD), control.new_flag("johnny"))
     fail(farm)
     farm.look()
-    assert not held(broker)
+    assert not is_quarantined(broker)
     assert farm.told() == []
 
 
@@ -206,7 +206,7 @@ def test_a_canary_that_fails_is_followed_by_another_later(farm: Farm, broker: Br
     farm.quarantine.rules = attr.evolve(farm.quarantine.rules, pause=3600)
     farm.ended[first.build_id] = "Failed"
     farm.look()
-    assert held(broker)
+    assert is_quarantined(broker)
     assert not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     (row,) = farm.quarantine.tables.builders()
@@ -276,7 +276,7 @@ def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             farm.look()
-    assert held(broker)
+    assert is_quarantined(broker)
     assert farm.told() == []
     farm.look()
     (said,) = farm.told()
@@ -319,7 +319,7 @@ def test_without_a_target_for_canaries_none_is_sent(tmp_path: Path, broker: Brok
     fail(farm)
     for _ in range(3):
         farm.look()
-    assert held(broker)
+    assert is_quarantined(broker)
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     farm.quarantine.close()
     control.clear_flag(broker, drain_tube(BAD))
@@ -337,7 +337,7 @@ def test_a_canary_that_cannot_be_made_is_tried_later(
         return farm.quarantine.tables.builders()[0].next > time.time() + 60
 
     until(put_off, 30, "it is put off")
-    assert held(broker)
+    assert is_quarantined(broker)
     assert "no canary can be sent to b1.example.org" in caplog.text
 
 

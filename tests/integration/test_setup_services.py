@@ -235,7 +235,7 @@ def take(bstore: Host, lines: str) -> None:
 def reads(tunnels: Tunnels) -> bool:
     """Whether the controller reads the store."""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        return got(tunnels.port("controller", 11081), "/bstore/build.json") == (200, "{}\n")
+        return get_page(tunnels.port("controller", 11081), "/bstore/build.json") == (200, "{}\n")
     return False
 
 
@@ -323,7 +323,7 @@ def upload(tmp_path: Path) -> Path:
     return folder
 
 
-def everything(root: Path) -> dict[str, str]:
+def read_all_files(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
@@ -342,9 +342,9 @@ def test_a_builder_uploads_to_its_two_folders(rsyncd: Rsyncd, upload: Path, area
      "spool/../repo/t/", "spool/../../outside/", "spool/other/../../repo/t/"],
 )  # fmt: skip
 def test_nothing_else_can_be_written_to(rsyncd: Rsyncd, upload: Path, place: str) -> None:
-    before = everything(rsyncd.root.parent)
+    before = read_all_files(rsyncd.root.parent)
     rsyncd.rsync(f"{upload}/", f"{rsyncd.url}/{place}")
-    assert everything(rsyncd.root.parent) == before
+    assert read_all_files(rsyncd.root.parent) == before
 
 
 @pytest.mark.parametrize("place", ["", "repo/t/", "spool/", "spool/other/", "spool/../repo/t/", "tosign/t/"])
@@ -361,12 +361,12 @@ def test_modules_are_not_listed(rsyncd: Rsyncd) -> None:
 @pytest.mark.parametrize("goal", ["/etc", "../../repo/t", "../repo"])
 def test_no_link_leads_out_of_spool(rsyncd: Rsyncd, upload: Path, goal: str) -> None:
     """A link is refused where it is meant to be sent, and left out where it is not."""
-    before = {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")}
+    before = {path: text for path, text in read_all_files(rsyncd.root).items() if not path.startswith("spool/")}
     (upload / "way").symlink_to(goal)
     assert rsyncd.rsync("--links", f"{upload}/", f"{rsyncd.url}/spool/id/") != 0
     rsyncd.rsync(f"{upload}/", f"{rsyncd.url}/spool/id/")
     assert not (rsyncd.root / "spool/id/way").is_symlink()
-    assert {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")} == before
+    assert {path: text for path, text in read_all_files(rsyncd.root).items() if not path.startswith("spool/")} == before
 
 
 REFUSED = (
@@ -383,10 +383,10 @@ IN_PLACE = ("--inplace", "--append", "--append-verify")
     [("spool", option) for option in (*REFUSED, *IN_PLACE)] + [("live", option) for option in REFUSED],
 )
 def test_options_that_no_upload_needs_are_refused(rsyncd: Rsyncd, upload: Path, area: str, option: str) -> None:
-    before = everything(rsyncd.root)
+    before = read_all_files(rsyncd.root)
     code, text = rsyncd.run("--recursive", option, f"{upload}/", f"{rsyncd.folder(area)}/other/")
     assert (code, "The server is configured to refuse" in text) == (4, True), text
-    assert everything(rsyncd.root) == before
+    assert read_all_files(rsyncd.root) == before
 
 
 def test_what_the_worker_itself_calls_is_accepted(rsyncd: Rsyncd, upload: Path) -> None:
@@ -439,7 +439,7 @@ def nginx(host: Host, folder: Path, ports: dict[str, int]) -> Iterator[None]:
         yield
 
 
-def got(port: int, path: str) -> tuple[int, str]:
+def get_page(port: int, path: str) -> tuple[int, str]:
     """The status of a page, and the page."""
     try:
         with urllib.request.urlopen(f"http://{ADDRESS}:{port}{path}", timeout=10) as answer:
@@ -455,14 +455,14 @@ def test_only_published_parts_of_the_store_are_served(bstore: Host, tmp_path: Pa
         inside, outside = ports.values()
         logs = ("attempts/id/build.log", "live/id/build.log")
         for path in ("repo/t/x.rpm", "scratch/t/x.rpm", "index/id.x86_64", *logs):
-            assert got(inside, f"/bstore/{path}") == (200, f"{path}\n")
+            assert get_page(inside, f"/bstore/{path}") == (200, f"{path}\n")
         for path in ("tosign/t/x.rpm", "state/mark", "spool/other/x.rpm", "rejected/x", "", "repo/../spool/other/x.rpm",
                      "repo/%2e%2e/spool/other/x.rpm", "repo../spool/other/x.rpm"):  # fmt: skip
-            assert got(inside, f"/bstore/{path}")[0] in (400, 404), path
-        assert "x.rpm" in got(inside, "/bstore/repo/t/")[1]
-        assert got(outside, "/repo/t/x.rpm") == (200, "repo/t/x.rpm\n")
+            assert get_page(inside, f"/bstore/{path}")[0] in (400, 404), path
+        assert "x.rpm" in get_page(inside, "/bstore/repo/t/")[1]
+        assert get_page(outside, "/repo/t/x.rpm") == (200, "repo/t/x.rpm\n")
         for path in ("/bstore/repo/t/x.rpm", "/scratch/t/x.rpm", "/repo../spool/other/x.rpm", "/", "/index/id.x86_64"):
-            assert got(outside, path)[0] == 404, path
+            assert get_page(outside, path)[0] == 404, path
 
 
 def test_of_the_controller_only_incoming_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,9 +473,9 @@ def test_of_the_controller_only_incoming_is_served(tmp_path: Path, monkeypatch: 
     ports = {"127.0.0.1:80": free_port()}
     with nginx(host, tmp_path / "nginx", ports):
         port = ports["127.0.0.1:80"]
-        assert got(port, "/reimzul-incoming/x.src.rpm") == (200, "x\n")
-        assert got(port, "/reimzul-incoming../notifier/history.sqlite")[0] == 404
-        assert got(port, "/")[0] == 404
+        assert get_page(port, "/reimzul-incoming/x.src.rpm") == (200, "x\n")
+        assert get_page(port, "/reimzul-incoming../notifier/history.sqlite")[0] == 404
+        assert get_page(port, "/")[0] == 404
 
 
 # --- mosquitto

@@ -157,7 +157,7 @@ def test_waiting_to_stage_is_no_stuck_loop(
     manager: Manager, start: Start, broker: Broker, beanstalkd: Beanstalkd, tmp_path: Path
 ) -> None:
     store = uploads.make_store(tmp_path / "bstore")
-    asked = published(store)
+    asked = publish_leg(store)
     broker.put(TOSIGN, asked, priority=PRIORITY)
     with file_lock(store.lock(".tosign")) as lock:
         assert lock is not None
@@ -166,7 +166,7 @@ def test_waiting_to_stage_is_no_stuck_loop(
         manager.wait_for_pings()
 
 
-def published(store: StorePaths) -> SignRequest:
+def publish_leg(store: StorePaths) -> SignRequest:
     """A leg in its place, and the request to sign it."""
     rpms = {"hello-1-1.x86_64.rpm": (b"hello", "hello-1-1.x86_64")}
     of = uploads.request()

@@ -48,10 +48,10 @@ def test_an_empty_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 4711"), OSError("No username set")])
 def test_a_user_that_no_table_has_is_known_by_number(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> str:
+    def raise_error() -> str:
         raise error
 
-    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", raise_error)
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     assert cli.current_user() == "uid4711"
     assert is_plain("uid4711")
@@ -70,7 +70,7 @@ class Tubes:
         return TubeStats(name, watchers=self.watchers.get(name, 0))
 
 
-def known(version: str, host: str = "b1") -> WorkerHeartbeat:
+def make_worker(version: str, host: str = "b1") -> WorkerHeartbeat:
     return WorkerHeartbeat(host=host, instance="1", state="idle", arches=("x86_64",), version=version)
 
 
@@ -78,15 +78,15 @@ def known(version: str, host: str = "b1") -> WorkerHeartbeat:
     ("workers", "tubes", "taken"),
     [
         ([], {}, True),
-        ([known("0.2.0")], {"host_b1": 1}, True),
-        ([known("0.2.0"), known("0.1.0", "b2")], {"host_b1": 1}, False),
-        ([known("0.2.0")], {"host_b1": 1, "host_b2": 1}, False),  # it says nothing of itself
-        ([known("0.2.0")], {"host_b1": 1, "host_b2": 0, "x86_64": 1}, True),
-        ([known("")], {}, False),
-        ([known("1.0")], {}, True),
-        ([known("0.10.3")], {}, True),
-        ([known("0.2.0.dev3")], {}, True),
-        ([known("unknown")], {}, False),
+        ([make_worker("0.2.0")], {"host_b1": 1}, True),
+        ([make_worker("0.2.0"), make_worker("0.1.0", "b2")], {"host_b1": 1}, False),
+        ([make_worker("0.2.0")], {"host_b1": 1, "host_b2": 1}, False),  # it says nothing of itself
+        ([make_worker("0.2.0")], {"host_b1": 1, "host_b2": 0, "x86_64": 1}, True),
+        ([make_worker("")], {}, False),
+        ([make_worker("1.0")], {}, True),
+        ([make_worker("0.10.3")], {}, True),
+        ([make_worker("0.2.0.dev3")], {}, True),
+        ([make_worker("unknown")], {}, False),
     ],
 )
 def test_any_name_is_written_once_every_worker_takes_it(
