@@ -150,7 +150,7 @@ class Recorder:
         self._cut("the beginning")
 
     def announce(self, what: Any = None) -> None:
-        """Record that somebody else was told something, who forgets nothing."""
+        """Record a message to a party outside, which no power cut takes back."""
         self._announced = (*self._announced, what)
         self._cut(f"announcing {what!r}")
 

@@ -131,7 +131,7 @@ def test_a_service_that_hangs_is_told_from_a_key_that_is_refused(sick_farm: Farm
 
 @contextlib.contextmanager
 def keys_changed(farm: Farm, file: Path, text: str, stunnel: str) -> Iterator[None]:
-    """A file of keys with another text, and the stunnel that reads it started anew."""
+    """Replace the text of a file of keys, and restart the stunnel that reads it."""
     before = file.read_text()
     try:
         file.write_text(text)
@@ -256,7 +256,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def canary(farm: Farm, *words: str) -> tuple[int, dict[str, dict[str, Any]], dict[str, Any]]:
-    """Send one; the exit code, its hops by name, and what is said of it."""
+    """Send a canary; return the exit code, its hops by name, and what doctor prints about it."""
     done = doctor(farm, "controller", "--canary", "--json", *words)
     told = json.loads(done.stdout)
     hops = {check["name"]: check for check in told["checks"] if check["name"].startswith("canary")}

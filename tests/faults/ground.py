@@ -297,7 +297,7 @@ class Ground:
         return [Call(**json.loads(line)) for line in path.read_text().splitlines()]
 
     def heard(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Topic and payload of all that was heard by MQTT."""
+        """Topic and payload of everything that arrived by MQTT."""
         for line in self._heard.read_bytes().split(b"\n")[:-1]:
             if line.startswith(b"reimzul/"):
                 topic, payload = line.decode().split(" ", 1)

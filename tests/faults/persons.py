@@ -124,7 +124,7 @@ def drain_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
 
 
 def _insist(ground: Ground, build: Build) -> None:
-    """Submit it until it is said to be queued, each time by another name."""
+    """Submit a source rpm until it is reported as queued, each time under another name."""
     deadline = time.monotonic() + _PATIENCE
     while not build.accepted and time.monotonic() < deadline:
         try:
@@ -134,7 +134,7 @@ def _insist(ground: Ground, build: Build) -> None:
 
 
 def break_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, list[Build]]:
-    """A builder breaks, is held back, mended, and let back by a canary; what was done, and the builds."""
+    """Break a builder, repair it in quarantine, and wait until a canary lifts that; return the steps and builds."""
     victim = chance.choice([host for host in ground.farm.hosts if host.is_builder]).fqdn
     recipe = Recipe(source="plain", legs={ARCH: "Success"})
     sources = (recipe, Recipe(source="compiled", legs={ARCH: "Success", FOLLOWER: "Success"}))

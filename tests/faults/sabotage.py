@@ -126,7 +126,7 @@ def twice(ground: Ground, build: Build) -> Iterator[str]:
 
 @contextlib.contextmanager
 def told_again(ground: Ground, build: Build) -> Iterator[str]:
-    """A result is heard a second time, by another id."""
+    """A result arrives a second time, with another id."""
     heard = ground.home / "heard"
     before = heard.stat().st_size
     line = next(

@@ -112,7 +112,7 @@ class Trial:
         self.submitted.set()
 
     def _insist(self, build: Build) -> None:
-        """Submit as a person would, until it is said to be queued: what was not may be all the same."""
+        """Submit as a person would, until the build is reported as queued: others may be queued as well."""
         deadline = time.monotonic() + _INSISTING
         while not build.accepted and time.monotonic() < deadline:
             try:

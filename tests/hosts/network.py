@@ -49,7 +49,7 @@ def plug_in(name: str, number: int) -> None:
 
 
 def unplug(name: str) -> None:
-    """A machine's network is no more: what it had under way is never heard of again."""
+    """Remove a machine's network: what it had under way never ends."""
     if namespace(name).exists():
         # the cable goes first: a network lives on for a moment when its name is gone
         subprocess.run(["ip", "-n", _HUB, "link", "del", f"p-{name}"], check=True)
@@ -57,7 +57,7 @@ def unplug(name: str) -> None:
 
 
 def cut_cable(name: str) -> None:
-    """Nothing passes a machine's cable any more, either way, and nobody is told."""
+    """Let nothing pass a machine's cable any more, either way, without any error at its ends."""
     _port(name, _SILENT)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real packages from submit to who has only the repository's URL, and what an ear on the switch heard of it."""
+"""Real packages from submit to a client that has only the repository's URL, and a capture at the switch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_build_heard(farm: Farm, tell: Tell) -> None:
 
 
 def test_ear(farm: Farm) -> None:
-    """The ear on the switch is a good one: what is not TLS, it hears."""
+    """The capture at the switch works: it shows what is not TLS."""
     path = farm.folder / "plain.pcap"
 
     def faults() -> list[str]:

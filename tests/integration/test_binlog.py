@@ -53,7 +53,7 @@ def _ready(client: Any) -> int:
 
 @pytest.mark.parametrize("size", [[], ["-z", "61000"]], ids=["default", "smaller"])
 def test_with_a_fixed_size_the_largest_job_costs_those_behind_it(tmp_path: Path, size: list[str]) -> None:
-    """beanstalkd 1.12; where this fails it is mended, and conf/beanstalkd-service.conf needs no shell any more."""
+    """beanstalkd 1.12; if this fails, beanstalkd is corrected, and its service file needs no shell any more."""
     port = free_port()
     argv = ["beanstalkd", "-l", "127.0.0.1", "-p", str(port), "-b", str(tmp_path), "-f0", *size]
     with _start_beanstalkd(argv, port) as client:

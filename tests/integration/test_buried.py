@@ -228,7 +228,7 @@ def test_discarded_everywhere(ini: Path, broker: Broker) -> None:
 def test_a_build_that_is_discarded_is_said_to_be_cancelled(
     ini: Path, broker: Broker, tmp_path: Path, status: str, anew: bool, told: int
 ) -> None:
-    """Where it would wait for ever: not one that was put anew, and not one that is over."""
+    """Only a build that would wait for ever: not one that was put again, and not one that is over."""
     request = BuildRequest(
         srpm="time-1.7-45.el7.src.rpm", arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
         build_id=build_id(1), timestamp="20261122120000",

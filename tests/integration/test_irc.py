@@ -98,7 +98,7 @@ class Talker:
         return time.monotonic() - began
 
     def wait_until_up(self) -> None:
-        """Wait until it is connected; if it is not, tell what it said instead."""
+        """Wait until the bot is connected; fail with its log if it is not."""
         try:
             until(self.is_up, BOUND_SECONDS, "it is there")
         except AssertionError as error:
@@ -481,7 +481,7 @@ class SaslServer:
 
 
 class WordyServer(SaslServer):
-    """One that answers as it is told, by how the line begins."""
+    """A server that sends prepared answers, chosen by the beginning of the line."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.answers, self.heard = answers, list[str]()

@@ -56,7 +56,7 @@ def output(*argv: str | Path, env: Mapping[str, str] | None = None) -> str:
 
 
 class Packages:
-    """The packages, as rpm tells of them."""
+    """The packages, as rpm describes them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

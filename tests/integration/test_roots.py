@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mock's roots between builds: how many there are, when a bootstrap root is made anew, what is removed, who is in one.
+"""mock's roots between builds: how many there are, when a bootstrap root is rebuilt, what is removed, who uses one.
 
 The stand-in for mock runs here, called by the worker's own parts; it makes bootstrap roots as mock does.
 """

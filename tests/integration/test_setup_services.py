@@ -502,7 +502,7 @@ class Mqtt:
         return done.returncode == 0 and b"denied" not in done.stderr and b"uthorized" not in done.stderr
 
     def heard(self, name: str, topic: str) -> bytes:
-        """What was kept of a topic, as somebody hears it."""
+        """The retained messages of a topic, as a subscriber receives them."""
         argv = ["mosquitto_sub", *self.words(name), "-t", topic, "-C", "1", "-W", "2"]
         return subprocess.run(argv, capture_output=True, timeout=20, check=False).stdout
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installed daemons as services: what systemd hears of them while their work, or beanstalkd, takes its time."""
+"""The installed daemons as services: what they report to systemd while their work, or beanstalkd, takes long."""
 
 from __future__ import annotations
 

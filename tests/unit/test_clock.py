@@ -184,7 +184,7 @@ def test_attempts_are_in_the_order_they_were_heard_of() -> None:
 
 
 def make_skewed(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRecord:
-    """A build of a builder whose clock said this when it began, after a wait of ten seconds."""
+    """Make a build of a builder whose clock showed this time at the start, after a wait of ten seconds."""
     end = NOW + took if right_since else clock + took
     return leg(
         (NOW - 10, event("Queued", at=NOW - 10, tube="x86_64", job=1, priority=1)),

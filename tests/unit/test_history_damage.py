@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SQLite history that is damaged on its disk: what can be read is kept, the rest is said to be lost."""
+"""A SQLite history that is damaged on its disk: what can be read is kept, the rest is reported as lost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`build.json`: it reads back, anything else in its place is refused, and its rpms and place are told."""
+"""`build.json`: it is read as it was written, anything else is refused, and events have its rpms and place."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd is told, on a real socket, and above all when it is not told that all is well."""
+"""What is reported to systemd, on a real socket, and above all when no ping is sent."""
 
 from __future__ import annotations
 
