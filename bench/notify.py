@@ -84,7 +84,7 @@ class Bench:
 
     def counts(self) -> dict[str, Callable[[], Counter[object]]]:
         """What each sink has, by what names each piece of news."""
-        return {"log": self._logged, "history": self._recorded, "mail": self._mailed, "mqtt": self._published}
+        return {"log": self._logged, "history": self._recorded, "mail": self._mailed, "mqtt": self._count_published}
 
     def processor_seconds(self) -> float:
         """What the notifier has used so far, however busy the machine was with other things."""
@@ -110,7 +110,7 @@ class Bench:
     def _mailed(self) -> Counter[object]:
         return Counter(self.mailbox.ids)
 
-    def _published(self) -> Counter[object]:
+    def _count_published(self) -> Counter[object]:
         return Counter(_PUBLISHED.findall((self.folder / "heard").read_bytes()))
 
 

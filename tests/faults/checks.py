@@ -37,7 +37,7 @@ class Before:
     buried: dict[str, int]
 
     @classmethod
-    def of(cls, ground: Ground) -> Before:
+    def observe(cls, ground: Ground) -> Before:
         """Look."""
         return cls(mounts(), sum(1 for _ in ground.heard()), len(ground.mail.mailbox.mails), count_buried(ground))
 

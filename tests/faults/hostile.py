@@ -68,7 +68,9 @@ class Mallory:
         """One that its tube's reader refuses."""
         wire, decode = _TUBES[tube]
         while True:
-            body = self._chance.choice((self._changed, self._changed, self._lacking, self._broken, self._odd))(wire)
+            body = self._chance.choice(
+                (self._change_values, self._change_values, self._lacking, self._cut_text, self._odd)
+            )(wire)
             try:
                 read = decode(body)
             except InvalidMessage:
@@ -76,7 +78,7 @@ class Mallory:
             if getattr(read, "arch", "") not in {"", *self._known} and tube in (ARCH, FOLLOWER):
                 return body
 
-    def _changed(self, wire: dict[str, Any]) -> bytes:
+    def _change_values(self, wire: dict[str, Any]) -> bytes:
         keys = self._chance.sample(sorted(wire), self._chance.randint(1, 3))
         return self._text({**wire, **{key: self._chance.choice((*self._words, *self._values)) for key in keys}})
 
@@ -84,7 +86,7 @@ class Mallory:
         gone = self._chance.choice(sorted(wire))
         return self._text({key: value for key, value in wire.items() if key != gone})
 
-    def _broken(self, wire: dict[str, Any]) -> bytes:
+    def _cut_text(self, wire: dict[str, Any]) -> bytes:
         text = bytearray(self._text(wire))
         for _ in range(self._chance.randint(1, 4)):
             text[self._chance.randrange(len(text))] = self._chance.randrange(256)

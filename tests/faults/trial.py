@@ -65,7 +65,7 @@ class Trial:
     def run(self) -> Outcome:
         """From the first submission to the last check."""
         began = time.monotonic()
-        before = self.before = Before.of(self.ground)
+        before = self.before = Before.observe(self.ground)
         submitting = threading.Thread(target=self._submit_in_time, args=(list(zip(self._moments, self.builds)),))
         submitting.start()
         try:

@@ -137,7 +137,7 @@ def result(number: int = 1, status: str = "Failed", **more: Any) -> dict[str, An
 def test_systemd_hears_that_it_is_alive_with_irc_and_without(
     talker: Talker, ngircd: Ngircd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager = Manager.within(tmp_path)
+    manager = Manager.make_in(tmp_path)
     for name, text in manager.environment().items():
         monkeypatch.setenv(name, text)
     talker.start()

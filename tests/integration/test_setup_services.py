@@ -75,17 +75,21 @@ class Tunnels:
         text = self.hosts[host].text(roles.TUNNELS)
         for path in (roles.OWN_KEY, roles.ACCEPTED):
             text = text.replace(path, str(self.hosts[host].at(path)))
-        text = re.sub(r"^accept = (?:127.0.0.1:)?(\d+)$", lambda m: self._at(host, m[1], "accept"), text, flags=re.M)
-        text = re.sub(r"^connect = ([\w.]+):(\d+)$", lambda m: self._at(m[1], m[2], "connect", host), text, flags=re.M)
+        text = re.sub(
+            r"^accept = (?:127.0.0.1:)?(\d+)$", lambda m: self._option_line(host, m[1], "accept"), text, flags=re.M
+        )
+        text = re.sub(
+            r"^connect = ([\w.]+):(\d+)$", lambda m: self._option_line(m[1], m[2], "connect", host), text, flags=re.M
+        )
         file = self.folder / f"{host}.conf"
         file.write_text(text)
         return file
 
-    def _at(self, host: str, port: str, word: str, local: str = "") -> str:
+    def _option_line(self, host: str, port: str, word: str, local: str = "") -> str:
         return f"{word} = {ADDRESS}:{self.port(local if host == ADDRESS else host, int(port))}"
 
     @contextlib.contextmanager
-    def up(self, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    def run_stunnel(self, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         """A host's stunnel, once it listens at what stands for `port`."""
         file = self.file(host)
         with program("stunnel", file, port=self.port(host, port), log=file.with_suffix(".log")) as process:
@@ -104,7 +108,7 @@ class Tunnels:
     @contextlib.contextmanager
     def broker(self, builder: str) -> Iterator[Broker]:
         """A connection to beanstalkd through a builder's stunnel, which runs as long."""
-        with self.up(builder, 11300), Broker(ADDRESS, self.port(builder, 11300)) as broker:
+        with self.run_stunnel(builder, 11300), Broker(ADDRESS, self.port(builder, 11300)) as broker:
             yield broker
 
 
@@ -136,12 +140,12 @@ def test_only_a_builders_own_key_leads_to_beanstalkd(
 ) -> None:
     if key:
         tunnels.hosts[builder].at(roles.OWN_KEY).write_text(key + "\n")
-    with tunnels.up("controller", 13100), tunnels.up(builder, 11300):
+    with tunnels.run_stunnel("controller", 13100), tunnels.run_stunnel(builder, 11300):
         assert tunnels.answers(builder) is opens
 
 
 def test_without_a_key_there_is_no_handshake_and_without_tls_no_answer(tunnels: Tunnels) -> None:
-    with tunnels.up("controller", 13100):
+    with tunnels.run_stunnel("controller", 13100):
         for port in (13100, 11080):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -166,7 +170,7 @@ def test_without_a_key_there_is_no_handshake_and_without_tls_no_answer(tunnels: 
 def test_tls_is_1_2_at_least_and_encrypts(tunnels: Tunnels, words: tuple[str, ...], opens: bool) -> None:
     secret = tunnels.hosts["b1"].text(roles.OWN_KEY).strip().partition(":")[2]
     goal = f"{ADDRESS}:{tunnels.port('controller', 13100)}"
-    with tunnels.up("controller", 13100):
+    with tunnels.run_stunnel("controller", 13100):
         done = subprocess.run(
             ["openssl", "s_client", "-quiet", "-connect", goal, "-psk_identity", "b1", "-psk", secret, *words],
             input=b"list-tubes\r\nquit\r\n", capture_output=True, timeout=20, check=False,
@@ -175,7 +179,11 @@ def test_tls_is_1_2_at_least_and_encrypts(tunnels: Tunnels, words: tuple[str, ..
 
 
 def test_an_added_host_connects_and_the_others_stay_connected(tunnels: Tunnels) -> None:
-    with tunnels.up("controller", 13100) as stunnel, tunnels.broker("b1") as open_before, tunnels.up("b3", 11300):
+    with (
+        tunnels.run_stunnel("controller", 13100) as stunnel,
+        tunnels.broker("b1") as open_before,
+        tunnels.run_stunnel("b3", 11300),
+    ):
         assert not tunnels.answers("b3")
         given = tunnels.hosts["b3"].text(roles.OWN_KEY)
         tunnels.hosts["controller"].done("controller", "--add-builder", "b3", "--psk-file", "-", given=given)
@@ -185,22 +193,22 @@ def test_an_added_host_connects_and_the_others_stay_connected(tunnels: Tunnels) 
 
 
 def test_revoking_closes_the_open_connection(tunnels: Tunnels) -> None:
-    with tunnels.up("b1", 11300), tunnels.up("b2", 11300):
-        with tunnels.up("controller", 13100):
+    with tunnels.run_stunnel("b1", 11300), tunnels.run_stunnel("b2", 11300):
+        with tunnels.run_stunnel("controller", 13100):
             connection = socket.create_connection((ADDRESS, tunnels.port("b1", 11300)), 10)
             connection.sendall(b"list-tubes\r\n")
             assert connection.recv(1024)
             tunnels.hosts["controller"].done("controller", "--revoke", "b1")
         assert connection.recv(1024) == b""  # systemctl restart ends stunnel,
         connection.close()
-        with tunnels.up("controller", 13100):  # and starts it
+        with tunnels.run_stunnel("controller", 13100):  # and starts it
             until(lambda: tunnels.answers("b2"), 20, "the other builder is back")
             assert not tunnels.answers("b1")
 
 
 def test_a_controller_without_any_builder_has_a_stunnel_that_runs(tunnels: Tunnels) -> None:
     tunnels.hosts["controller"].done("controller", "--revoke", "b1", "--revoke", "b2")
-    with tunnels.up("controller", 13100), tunnels.up("b1", 11300):
+    with tunnels.run_stunnel("controller", 13100), tunnels.run_stunnel("b1", 11300):
         assert not tunnels.answers("b1")
 
 
@@ -240,11 +248,11 @@ def reads(tunnels: Tunnels) -> bool:
 
 
 def test_the_way_to_the_store_comes_with_bstore_and_cuts_nobody_off(tunnels: Tunnels, store: Host) -> None:
-    with tunnels.up("controller", 13100) as stunnel, tunnels.broker("b1") as open_before:
+    with tunnels.run_stunnel("controller", 13100) as stunnel, tunnels.broker("b1") as open_before:
         open_before.list_tubes()
         take(store, add_bstore(tunnels))
         tunnels.file("controller")
-        with tunnels.up("bstore", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert not reads(tunnels)
             stunnel.send_signal(signal.SIGHUP)  # systemctl reload
             until(lambda: reads(tunnels), 20, "the store is read")
@@ -255,14 +263,14 @@ def test_the_way_to_the_store_comes_with_bstore_and_cuts_nobody_off(tunnels: Tun
 def test_the_store_is_read_by_the_controllers_key_of_now_alone(tunnels: Tunnels, store: Host) -> None:
     first, second = add_bstore(tunnels), add_bstore(tunnels, "--new-key")
     take(store, first)
-    with tunnels.up("controller", 11081):
-        with tunnels.up("bstore", 11081):
+    with tunnels.run_stunnel("controller", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert not reads(tunnels)
         take(store, second)
-        with tunnels.up("bstore", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert reads(tunnels)
         store.done("bstore", "--revoke", "controller")
-        with tunnels.up("bstore", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert not reads(tunnels)
 
 

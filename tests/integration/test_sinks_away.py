@@ -103,7 +103,7 @@ class Everybody:
             "log": Listener(self._log_goes, self._log_returns, self._logged),
             "history": Listener(self._history_goes, self._history_returns, self._recorded),
             "mail": Listener(self.mail.stop, self.mail.start, self._mailed),
-            "mqtt": Listener(self.mqtt.stop, self.mqtt.start, self._published),
+            "mqtt": Listener(self.mqtt.stop, self.mqtt.start, self._count_published),
         }
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Everybody:
         texts = [str(mail.get_content()) for mail in list(self.mailbox.mails)]
         return Counter(re.sub(r"\D", "", text.partition(" Submitted ")[2].partition("Z")[0]) for text in texts)
 
-    def _published(self) -> Names:
+    def _count_published(self) -> Names:
         return Counter(payload["timestamp"] for payload in self.watcher.heard(RESULTS))
 
 

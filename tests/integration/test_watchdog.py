@@ -32,7 +32,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     """What is started is a service with a watchdog that would have a ping every 0.1 s: as often as it goes round."""
-    listening = Manager.within(tmp_path)
+    listening = Manager.make_in(tmp_path)
     for name, text in listening.environment().items():
         monkeypatch.setenv(name, text)
     yield listening
