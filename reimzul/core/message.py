@@ -100,11 +100,6 @@ class BuildRequest(Message):
     bconds: tuple[str, ...] = field(validators.list_of(validators.name, 20), ())  #: given to mock as --with
 
     @property
-    def waits_for_requirements(self) -> bool:
-        """Whether it is held, and not failed, while nobody provides a requirement of it."""
-        return bool(self.batch or self.dep_wait)
-
-    @property
     def announced_arches(self) -> tuple[str, ...]:
         """The arches that `Queued` is announced for: its legs, or its own arch."""
         return self.legs or (self.arch,)
