@@ -49,7 +49,7 @@ def request(number: int, at: float) -> BuildRequest:
     )
 
 
-def told(asked: BuildRequest, status: str, at: float, **more: object) -> BuildEvent:
+def make_event(asked: BuildRequest, status: str, at: float, **more: object) -> BuildEvent:
     """An event of it."""
     name, evr = asked.srpm[: -len(".src.rpm")].rsplit("-", 2)[0], "1-1"
     return event_for(asked, status, pkgname=name, evr=evr, at=at, **more)
@@ -61,8 +61,8 @@ def story(asked: BuildRequest, began: float, rng: random.Random) -> Iterator[Bui
     by = {"attempt": attempt, "builder_fqdn": host}
     took = rng.lognormvariate(5, 1)
     ends = {"started": began, "finished": began + took, "exit_code": 0, **by}
-    yield told(asked, Status.QUEUED, began - 60, tube=TUBE.name, job=1, priority=PRIORITY)
-    yield told(asked, Status.PUBLISHED if rng.random() < 0.9 else Status.FAILED, began + took, **ends)
+    yield make_event(asked, Status.QUEUED, began - 60, tube=TUBE.name, job=1, priority=PRIORITY)
+    yield make_event(asked, Status.PUBLISHED if rng.random() < 0.9 else Status.FAILED, began + took, **ends)
 
 
 def fill_past(history: History, count: int) -> None:
@@ -90,8 +90,8 @@ def fill_running(history: History, presences: WorkerStore, broker: Broker, first
         assert claim.id == job
         attempt, host = new_attempt(), f"builder{number - first}.example.org"
         by = {"attempt": attempt, "builder_fqdn": host, "started": now - 300}
-        events.append(told(asked, Status.QUEUED, now - 600, tube=TUBE.name, job=job, priority=PRIORITY))
-        events.append(told(asked, Status.BUILDING, now - 300, **by))
+        events.append(make_event(asked, Status.QUEUED, now - 600, tube=TUBE.name, job=job, priority=PRIORITY))
+        events.append(make_event(asked, Status.BUILDING, now - 300, **by))
         hand = CurrentBuild(
             build_id=asked.build_id, srpm=asked.srpm, target=TARGET, arch="x86_64", attempt=attempt,
             phase="rpmbuild", since=now - 200, started=now - 300,
@@ -108,7 +108,7 @@ def fill_waiting(history: History, broker: Broker, first: int, count: int) -> No
     for number in range(first, first + count):
         asked = request(number, now - 120)
         job = broker.put(TUBE, asked, priority=PRIORITY)
-        events.append(told(asked, Status.QUEUED, now - 120, tube=TUBE.name, job=job, priority=PRIORITY))
+        events.append(make_event(asked, Status.QUEUED, now - 120, tube=TUBE.name, job=job, priority=PRIORITY))
     history.record(events)
 
 

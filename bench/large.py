@@ -38,7 +38,7 @@ def make(stand: Stand, mib: int) -> Path:
     return package
 
 
-def bare(stand: Stand, package: Path) -> float:
+def measure_rsync(stand: Stand, package: Path) -> float:
     """MiB a second of an rsync alone, from a builder through its stunnel into the spool."""
     where = stand.farm.plan.upload_url("builder1") + "spool/bench-bare/"
     os.sync()
@@ -51,7 +51,7 @@ def bare(stand: Stand, package: Path) -> float:
     return package.stat().st_size / (1 << 20) / took
 
 
-def ours(stand: Stand, source: Path, size: float) -> tuple[float, float]:
+def measure_upload(stand: Stand, source: Path, size: float) -> tuple[float, float]:
     """MiB a second from mock's end to the manifest in the spool, and the most MiB the worker had meanwhile."""
     before = len(stand.mock_times())
     os.sync()
@@ -88,13 +88,13 @@ def command(mib: int, count: int) -> None:
         os.link(package, leave / package.name)
         source = srpms.make_srpm(stand.farm.layout.incoming, "large", srpms.noarch("large"))
         floors, rows = [], []
-        bare(stand, package)  # the first finds nothing in memory
+        measure_rsync(stand, package)  # the first finds nothing in memory
         for _ in range(count):
             progress("bare rsync, ours, bare rsync")
-            floors.append(bare(stand, package))
-            rows.append(ours(stand, source, size))
+            floors.append(measure_rsync(stand, package))
+            rows.append(measure_upload(stand, source, size))
             stand.wait(lambda: len(stand.listings.visible(stand.target).packages) >= len(rows), "it is listed")
-            floors.append(bare(stand, package))
+            floors.append(measure_rsync(stand, package))
         floor = statistics.median(floors)
         speeds, memory = zip(*rows)
         what = f"{mib} MiB, mock's end to manifest"

@@ -26,7 +26,7 @@ _GOALS = {100: ("0.40 s", "0.50 s"), 10_000: ("1.2 s", "1.2 s"), 50_000: ("4 s",
 _STEPS = ("submit", "to mock", "upload", "publish")
 
 
-def one(stand: Stand, source: Path, legs: int) -> dict[str, float]:
+def measure_build(stand: Stand, source: Path, legs: int) -> dict[str, float]:
     """One build: the seconds of each step, and of all without mock's."""
     before = len(stand.mock_times())
     name = source.name.rsplit("-", 2)[0]
@@ -55,7 +55,7 @@ def _uploaded(stand: Stand, name: str) -> bool:
     return (stand.store.target(stand.target) / name).is_dir()
 
 
-def bare(stand: Stand, *, walk: bool) -> list[float]:
+def measure_createrepo(stand: Stand, *, walk: bool) -> list[float]:
     """Seconds of createrepo_c alone on the same packages: told which they are as repogen tells it, or left to look."""
     outside = stand.folder / ("walk" if walk else "told")
     outside.mkdir()
@@ -85,27 +85,29 @@ def measure(size: int, count: int) -> list[Figure]:
     with Stand(builders=1) as stand:
         progress(f"making {size} packages")
         stand.fill(size)
-        told = bare(stand, walk=False)
+        told = measure_createrepo(stand, walk=False)
         alone = statistics.median(told)
         figures = [
             Figure(what=f"createrepo_c alone, {size} packages", unit="s", values=told),
-            Figure(what="  that looks for them itself", unit="s", values=bare(stand, walk=True)),
+            Figure(what="  that looks for them itself", unit="s", values=measure_createrepo(stand, walk=True)),
         ]
         for words, legs, compiled, goal in (("noarch", 1, False, 0), ("x86_64 with i386", 2, True, 1)):
             progress(f"{words}, {size} packages")
-            rows = [_rested(stand, source, legs) for source in stand.sources(count + 1, compiled=compiled)]
+            rows = [
+                _measure_rested_build(stand, source, legs) for source in stand.sources(count + 1, compiled=compiled)
+            ]
             figures += _figures(f"{words}, {size} packages", rows[1:], alone, _GOALS.get(size, ("", ""))[goal])
         if size == min(_GOALS):
-            rows = [one(stand, source, 1) for source in stand.sources(count, prefix="row")]
+            rows = [measure_build(stand, source, 1) for source in stand.sources(count, prefix="row")]
             figures.append(Figure(what="  noarch, in a row", unit="s", values=[row["all"] for row in rows]))
     return figures
 
 
-def _rested(stand: Stand, source: Path, legs: int) -> dict[str, float]:
+def _measure_rested_build(stand: Stand, source: Path, legs: int) -> dict[str, float]:
     """One build, in a target that may be indexed at once, and again for a second leg."""
     last = createrepo.read_run(stand.store.runs(stand.target))
     stand.wait(lambda: last.followed_by(time.time(), time.time()).row == 1, "the target has rested", 90)
-    return one(stand, source, legs)
+    return measure_build(stand, source, legs)
 
 
 def _figures(what: str, rows: Sequence[dict[str, float]], alone: float, goal: str) -> list[Figure]:

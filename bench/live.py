@@ -26,7 +26,7 @@ _MORE = 3000
 _PARTS = ("rsyncd", "stunnel-builder1", "stunnel-bstore")
 
 
-def used(farm: Farm, part: str) -> float:
+def measure_processor(farm: Farm, part: str) -> float:
     """Seconds of processor a part and what it ran have used."""
     found = 0.0
     for pid in farm.pids(part):
@@ -35,7 +35,7 @@ def used(farm: Farm, part: str) -> float:
     return found
 
 
-def below() -> float:
+def measure_children() -> float:
     """Seconds of processor that programs which we ran have used."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
@@ -57,13 +57,16 @@ def command(calls: int) -> None:
             url = urls.live_upload("0" * 32, "x86_64", "1-00000000")
             argv = LogStreamer("rsync", (), urls, interval=2).argv(logs, url)
             run(argv, output=Path(folder) / "out")
-            before, mine = {part: used(farm, part) for part in _PARTS}, below()
+            before, mine = {part: measure_processor(farm, part) for part in _PARTS}, measure_children()
             for _ in range(calls):
                 with logs[0].open("ab") as grown:
                     grown.write(os.urandom(_MORE))
                 assert run(argv, output=Path(folder) / "out") == 0
             time.sleep(1.0)  # the last child of rsyncd is counted when it is gone
-            costs = {"rsync": below() - mine, **{part: used(farm, part) - before[part] for part in _PARTS}}
+            costs = {
+                "rsync": measure_children() - mine,
+                **{part: measure_processor(farm, part) - before[part] for part in _PARTS},
+            }
     figures = [
         Figure(what=f"{name}, a call", unit="ms", values=(seconds / calls * 1000,), goal="40 in all")
         for name, seconds in costs.items()

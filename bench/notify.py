@@ -84,7 +84,7 @@ class Bench:
 
     def counts(self) -> dict[str, Callable[[], Counter[object]]]:
         """What each sink has, by what names each piece of news."""
-        return {"log": self._logged, "history": self._recorded, "mail": self._mailed, "mqtt": self._published}
+        return {"log": self._logged, "history": self._recorded, "mail": self._mailed, "mqtt": self._count_published}
 
     def processor_seconds(self) -> float:
         """What the notifier has used so far, however busy the machine was with other things."""
@@ -110,7 +110,7 @@ class Bench:
     def _mailed(self) -> Counter[object]:
         return Counter(self.mailbox.ids)
 
-    def _published(self) -> Counter[object]:
+    def _count_published(self) -> Counter[object]:
         return Counter(_PUBLISHED.findall((self.folder / "heard").read_bytes()))
 
 
@@ -142,13 +142,13 @@ def measure(events: int, delay: int) -> list[Figure]:
             Figure(what="  the puts alone", unit="events/s", values=[events / announced]),
             Figure(what="  notifier's processor time", unit="s", values=[bench.processor_seconds()]),
         ]
-        return rows + _arrived(bench, events)
+        return rows + _measure_arrivals(bench, events)
     finally:
         bench.close()
         shutil.rmtree(folder)
 
 
-def _arrived(bench: Bench, events: int) -> list[Figure]:
+def _measure_arrivals(bench: Bench, events: int) -> list[Figure]:
     rows = []
     for name, count in bench.counts().items():
         has = count()

@@ -85,11 +85,11 @@ def builds(folder: Path, sync_ms: int, count: int) -> float:
         farm.release("stunnel-builder1")
         farm.release("stunnel-builder2")
         began = time.monotonic()
-        until(lambda: published(farm) == count, 600, "all are published")
+        until(lambda: count_published(farm) == count, 600, "all are published")
         return count / (time.monotonic() - began)
 
 
-def published(farm: Farm) -> int:
+def count_published(farm: Farm) -> int:
     """How many the history knows of."""
     history = open_history(f"sqlite:///{farm.layout.history}", reading=True)
     try:

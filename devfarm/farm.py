@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Callable
 
 from devfarm import configs, mockstub
-from devfarm.keys import Keys
+from devfarm.configs import Keys
 from devfarm.mockconfigs import MockConfigs
 from devfarm.mockstub.root import UNUSABLE
 from devfarm.plan import ADDRESS, CONTROLLER, LISTENER, NOTIFIER, Layout, Plan, check_state, claim_ports, plan_hosts

@@ -126,7 +126,7 @@ class Ears:
 
     @property
     def heard(self) -> list[dict[str, Any]]:
-        """What was heard, in the order it was put: priorities decide what is heard first, jobs are numbered."""
+        """The messages in the order in which they were put, by job number: priorities decide the order of arrival."""
         return [self._heard[number] for number in sorted(self._heard)]
 
     def listen(self) -> list[dict[str, Any]]:

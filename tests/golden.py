@@ -139,13 +139,13 @@ def message_lines() -> str:
 def _events() -> list[Any]:
     """The events of three builds: one published after a retry, one failed, one still building."""
 
-    def queued(number: int) -> BuildEvent:
+    def make_queued(number: int) -> BuildEvent:
         return event("Queued", number, job=_ANY_JOB, tube="x86_64")
 
     fault = event("Queued", 1, builder_fqdn="b1.example.org", attempt=ATTEMPT, reason="no space left", job=18)
     done: dict[str, Any] = {"attempt": OTHER_ATTEMPT, "exit_code": 0, "rpms": ("time-1.7-45.el7.x86_64.rpm",)}
     return [
-        *(queued(number) for number in (1, 2, 3)),
+        *(make_queued(number) for number in (1, 2, 3)),
         event("Building", 1),
         fault,
         event("Building", 1, attempt=OTHER_ATTEMPT),

@@ -19,7 +19,7 @@ def read_sections() -> dict[str, str]:
 
 
 def read_rows(section: str) -> dict[str, str]:
-    """The keys in a section's table, each with what is said of it."""
+    """The keys in a section's table, each with its description."""
     cells = [row.split("|", 2) for row in section.splitlines() if row.startswith("| `")]
     return {key: about for _, keys, about in cells for key in re.findall("`([^`]+)`", keys)}
 

@@ -21,7 +21,7 @@ class Manager:
         self._socket.setblocking(False)
 
     @classmethod
-    def within(cls, folder: Path) -> Manager:
+    def make_in(cls, folder: Path) -> Manager:
         """Make one with its socket in this folder."""
         return cls(str(folder / "notify"))
 

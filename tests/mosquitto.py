@@ -53,7 +53,7 @@ def _openssl(*arguments: object) -> None:
 
 
 class Mosquitto:
-    """A broker on a free port, known as localhost, that keeps what its listeners have not heard over a restart."""
+    """A broker on a free port, known as localhost, that keeps undelivered messages over a restart."""
 
     def __init__(self, folder: Path, authority: Authority, name: str = "localhost", days: Optional[int] = None) -> None:
         self.folder = folder
@@ -94,7 +94,7 @@ class Mosquitto:
 
 
 class Watcher:
-    """mosquitto_sub, which hears all that is published below a topic, and keeps its place while the broker is away."""
+    """mosquitto_sub, which receives all that is published below a topic; its session outlives the broker."""
 
     def __init__(self, broker: Mosquitto, folder: Path, topic: str = "reimzul/#") -> None:
         certificate, key = broker.authority.issue("watcher")

@@ -86,7 +86,7 @@ class Person:
         return any(words in line for line in list(self.lines))
 
     def heard(self, channel: str) -> list[str]:
-        """What others have said in a channel, or to the person."""
+        """The messages of others in a channel, or to the person."""
         marked = [line.partition(f" PRIVMSG {channel} :") for line in list(self.lines)]
         return [words for _, mark, words in marked if mark]
 

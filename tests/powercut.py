@@ -146,13 +146,13 @@ class Recorder:
         self._data = {self._numbers[path.stat().st_ino]: path.read_bytes() for path in top.rglob("*") if _is_file(path)}
         patch.setattr(os, "fsync", self._sync)
         for owner, name in self._WATCHED:
-            patch.setattr(owner, name, self._watched(name, getattr(owner, name)))
-        self._cut("the beginning")
+            patch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
+        self._record_cut("the beginning")
 
     def announce(self, what: Any = None) -> None:
-        """Record that somebody else was told something, who forgets nothing."""
+        """Record a message to a party outside, which no power cut takes back."""
         self._announced = (*self._announced, what)
-        self._cut(f"announcing {what!r}")
+        self._record_cut(f"announcing {what!r}")
 
     def _scan(self) -> dict[int, dict[str, Entry]]:
         """Read all names. An inode is a new file's once it was seen without a name."""
@@ -202,7 +202,7 @@ class Recorder:
             self._flush(number)
         elif number is not None:
             self._data = {**self._data, number: Path(f"/proc/self/fd/{descriptor}").read_bytes()}
-        self._cut(f"fsync of {path.name}")
+        self._record_cut(f"fsync of {path.name}")
 
     def _flush(self, folder: int) -> None:
         """Make the changes of a folder's names durable, and those that they follow from."""
@@ -217,16 +217,16 @@ class Recorder:
         self._durable = durable
         self._pending = tuple(change for change in self._pending if change not in flushed)
 
-    def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             result = real(*args, **options)
             self._notice()
-            self._cut(name)
+            self._record_cut(name)
             return result
 
         return call
 
-    def _cut(self, effect: str) -> None:
+    def _record_cut(self, effect: str) -> None:
         self._notice()
         cut = Cut(effect, self._announced, self._durable, self._pending, self._data, self._kinds)
         if not self.cuts or attr.astuple(cut, recurse=False)[1:] != attr.astuple(self.cuts[-1], recurse=False)[1:]:

@@ -218,7 +218,7 @@ class Stage:
             exposed = expose(store, leg)
             cuts = len(recorder.cuts)
             for path in (store.tosign / TARGET).iterdir():
-                os.rename(path, self.folder / f"signer-{path.name}-{id(recorder)}")
+                os.rename(path, Path(tempfile.mkdtemp(prefix="signer-", dir=self.folder)) / path.name)
                 fs.sync(store.tosign / TARGET)
                 del recorder.cuts[cuts:]  # what the signer does is its own
                 recorder.announce(("collected", path.name))

@@ -144,9 +144,9 @@ class Steps:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.count, self.die_at, self.after = 0, -1, False
         for owner, name in self.STEPS:
-            patch.setattr(owner, name, self._counted(getattr(owner, name)))
+            patch.setattr(owner, name, self._count(getattr(owner, name)))
 
-    def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def _count(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*words: Any, **more: Any) -> Any:
             self.count += 1
             here = self.count == self.die_at

@@ -103,7 +103,7 @@ class Day:
         return self.workers().get(builder, ("", ""))
 
 
-def _drained(day: Day) -> None:
+def _wait_until_drained(day: Day) -> None:
     states = {"builder1": WorkerState.DRAINED, "builder2": WorkerState.IDLE}
     until(lambda: {name: day.doing(name)[0] for name in states} == states, 60, "builder1 is drained, and builder2 free")
 
@@ -148,7 +148,7 @@ STEPS: Sequence[Step] = (
     Step(command="reimzul retry {half} --failed", name="again"),
     Step(words="builder1 is to get a new disk. It finishes what it has, and takes nothing more."),
     Step(command='reimzul drain builder1 --why "new disk"', before=_at_rest),
-    Step(command="reimzul builders", columns=3, before=_drained),
+    Step(command="reimzul builders", columns=3, before=_wait_until_drained),
     Step(words="With one builder left, a long build makes the others wait."),
     Step(command=f"reimzul-submit -s slow-1.0-1.src.rpm {AS}", name="slow"),
     Step(command=f"reimzul-submit -s hello-1.0-1.src.rpm {AS} --rebuild", name="second", before=_is_slow),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder served by http, and nothing said of it. A file `x.status` holds the status that is sent instead of `x`."""
+"""A folder served by http, without a log. A file `x.status` holds the status that is sent instead of `x`."""
 
 from __future__ import annotations
 

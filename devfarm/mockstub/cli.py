@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from devfarm.mockstub.build import Build, check_source
+from devfarm.mockstub.build import Build, check_arch, check_source
 from devfarm.mockstub.config import MockConfig, read_config
-from devfarm.mockstub.host import check_arch
 from devfarm.mockstub.logs import VERSION, Exit, Fault, Logs
 from devfarm.mockstub.root import Bootstrap, Root, find_roots
 from reimzul.core.errors import ReimzulError

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads mock's configuration for the stand-in: Python text that fills `config_opts`.
 
-Only what decides a build here is kept; settings of chroots and plugins are read and ignored.
+Only what decides a build here is kept; settings of chroots and plugins are read and ignored. The host's own dnf reads,
+caches and searches the repositories with an http baseurl; https, mirror lists and metalinks are not read. All builds of
+one root name share a cache, whatever their `--uniqueext`. Nothing is installed.
 """
 
 from __future__ import annotations
@@ -10,13 +12,22 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
 import attr
 
 from devfarm.mockstub.logs import Exit, Fault
-from reimzul.core.mock_config import CONF_KEYS, SITE_DEFAULTS, MockConfigError, Options, execute, inline_includes
+from reimzul.core.mock_config import (
+    CONF_KEYS,
+    SITE_DEFAULTS,
+    MockConfigError,
+    Options,
+    execute,
+    inline_includes,
+    list_repositories,
+)
 
 #: rpm's names of 32-bit x86.
 I386 = frozenset({"i386", "i486", "i586", "i686", "athlon"})
@@ -84,3 +95,46 @@ def _from_options(options: Options) -> MockConfig:
         package_manager=str(options.get("package_manager") or "dnf"),
         bootstrap_seconds=float(options.get("standin_bootstrap_seconds") or 0),
     )
+
+
+#: Paths begin at the installroot, which is the cache of the root's name.
+_MAIN = {
+    "cachedir": "/dnf_cache", "logdir": "/log", "persistdir": "/state", "reposdir": "/none", "plugins": "0",
+    "check_config_file_age": "0",  # our dnf.conf is always newer than what is cached
+}  # fmt: skip
+#: What is taken from the configuration, for all repositories or for one.
+_OPTIONS = ("name", "baseurl", "enabled", "metadata_expire", "skip_if_unavailable")
+_FOUND = "found "
+
+
+def search_command(config: MockConfig, folder: Path, requirement: str) -> list[str]:
+    """Write dnf's configuration into a folder; return the command that finds the newest packages for a requirement.
+
+    `parse_found` reads what it prints. Nothing is returned where there is no repository to read.
+    """
+    parser = ConfigParser(interpolation=None)
+    parser.read_dict({"main": _MAIN})
+    for section in list_repositories(config.conf):
+        if section.name == "main" or section.last_value("baseurl").startswith("http://"):
+            given = {option: section.last_value(option) for option in _OPTIONS if option in section.options}
+            parser.read_dict({section.name: given})
+    if parser.sections() == ["main"]:
+        return []
+    path = folder / "dnf.conf"
+    with path.open("w", encoding="utf-8") as stream:
+        parser.write(stream)
+    is_i386 = config.target in I386
+    arches = [*(sorted(I386) if is_i386 else [config.target]), "noarch"]
+    form = f"{_FOUND}%{{name}}-%{{evr}}.%{{arch}} %{{installsize}}\n"
+    return [
+        "env", "no_proxy=*", "NO_PROXY=*",  # URLs lead to this host's own stunnel
+        "dnf", f"--config={path}", f"--installroot={config.cache}", f"--releasever={config.releasever or 1}",
+        f"--forcearch={'i686' if is_i386 else config.target}", "repoquery", "--latest-limit=1",
+        f"--arch={','.join(arches)}", f"--qf={form}", "--whatprovides", requirement,
+    ]  # fmt: skip
+
+
+def parse_found(lines: list[str]) -> dict[str, str]:
+    """The packages that a search found: nevra -> installed bytes."""
+    rows = (line.removeprefix(_FOUND).split() for line in lines if line.startswith(_FOUND))
+    return {nevra: size for nevra, size in rows}

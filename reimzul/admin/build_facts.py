@@ -15,9 +15,9 @@ from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, heartbeat_tube
 from reimzul.core.beanstalk_stats import TubeStats
-from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
+from reimzul.core.retry import compute_backoff
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, estimates
 from reimzul.history.build_record import BuildState

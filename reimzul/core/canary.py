@@ -27,22 +27,23 @@ def make_canary_srpm(folder: Path) -> Path:
         text = _SPEC.read_text(encoding="utf-8").replace("@VERSION@", version).replace("@RELEASE@", release)
         spec = Path(top) / f"{PACKAGE}.spec"
         spec.write_text(text, encoding="utf-8")
-        packed = _build_srpm(spec)
+        packed = build_srpm(spec)
         packed.chmod(0o644)  # the web server reads it as another user
         return Path(shutil.move(str(packed), str(folder)))
 
 
-def _build_srpm(spec: Path) -> Path:
+def build_srpm(spec: Path) -> Path:
+    """Build the source rpm of a spec file, in its folder. Raises `ReimzulError`."""
     # relative folders: rpmbuild would end a path at a space
     macros = {"_topdir": ".", "_sourcedir": ".", "_srcrpmdir": ".", "_tmppath": ".", "dist": "%{nil}"}
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     try:
-        said = output_of(
+        output = output_of(
             ["rpmbuild", "-bs", "--nodeps", *defines, spec.name], cwd=spec.parent, timeout=_RPMBUILD_TIMEOUT_SECONDS
         )
     except ProgramNotFound as error:
         raise ProgramNotFound(f"{error}: install rpm (Debian) or rpm-build (Fedora, EL)") from error
-    written = re.search(r"^Wrote: (.+\.src\.rpm)$", said, re.MULTILINE)
+    written = re.search(r"^Wrote: (.+\.src\.rpm)$", output, re.MULTILINE)
     if not written:
         raise ReimzulError(f"rpmbuild made no source rpm of {spec.name}")
     return spec.parent / Path(written[1]).name

@@ -10,10 +10,10 @@ MAX_SKEW_SECONDS = 5.0
 EARLIEST_UNIX_TIME = 946_684_800.0
 
 
-def measure_skew(said: float, arrived: float) -> float:
+def measure_skew(sent: float, arrived: float) -> float:
     """Seconds that a sender's clock is ahead of ours (negative: behind); 0 below `MAX_SKEW_SECONDS`.
 
-    `said` is the time of sending by the sender's clock, 0 if unknown; `arrived` is the same moment by ours.
+    `sent` is the time of sending by the sender's clock, 0 if unknown; `arrived` is the same moment by ours.
     """
-    ahead = round(said - arrived, 3)
-    return ahead if said and abs(ahead) > MAX_SKEW_SECONDS else 0.0
+    ahead = round(sent - arrived, 3)
+    return ahead if sent and abs(ahead) > MAX_SKEW_SECONDS else 0.0

@@ -91,9 +91,9 @@ class ProcessStalled(TimedOut):
 class ProgramFailed(ReimzulError):
     """A program that had to succeed did not."""
 
-    def __init__(self, program: str, code: int, said: str = "") -> None:
-        self.program, self.code, self.said = program, code, said
-        super().__init__(f"{program} {describe_exit(code)}" + (f": {said}" if said else ""))
+    def __init__(self, program: str, code: int, output: str = "") -> None:
+        self.program, self.code = program, code
+        super().__init__(f"{program} {describe_exit(code)}" + (f": {output}" if output else ""))
 
 
 class ProgramNotFound(ReimzulError):

@@ -100,11 +100,6 @@ class BuildRequest(Message):
     bconds: tuple[str, ...] = field(validators.list_of(validators.name, 20), ())  #: given to mock as --with
 
     @property
-    def waits_for_requirements(self) -> bool:
-        """Whether it is held, and not failed, while nobody provides a requirement of it."""
-        return bool(self.batch or self.dep_wait)
-
-    @property
     def announced_arches(self) -> tuple[str, ...]:
         """The arches that `Queued` is announced for: its legs, or its own arch."""
         return self.legs or (self.arch,)
@@ -324,11 +319,9 @@ class WorkerState:
 class Feature:
     """What a worker can do that one of version 0.1 cannot, in its heartbeat."""
 
-    ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
-
     BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
 
-    ALL = (ANY_SUBMITTER, BATCH)
+    ALL = (BATCH,)
 
 
 class Role:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pauses between attempts, log lines that are not repeated at each of them, and tokens that cancel long work."""
+"""Pauses between attempts, log lines that are not repeated at each of them, and tokens that cancel long work.
+
+Also the time for which a builder leaves a request that it could not build to others (`compute_backoff`).
+"""
 
 from __future__ import annotations
 
@@ -75,3 +78,22 @@ class CancelToken:
         while (left := deadline - time.monotonic()) > 0:
             self._sleep(min(left, self.POLL_SECONDS))
             self._check()
+
+
+#: The broken builder is always the idle one: without a pause it would take the job straight back, and use up all tries
+#: while a healthy one is busy. Seconds for which it leaves the request to builders that have not tried it, which may be
+#: busy or drained for long; and to those that could not build it either.
+SAME_BUILDER_BACKOFF_SECONDS, SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS = 3600, 60
+
+
+def compute_backoff(elapsed: float, watchers: int, failed: int) -> float:
+    """Return the seconds for which a builder still leaves a request to others; 0: it takes it now.
+
+    `elapsed`: seconds since it was at fault. `watchers`: how many workers watch the tube; `failed`: how many workers
+    the hosts have that were at fault for this request.
+    """
+    if watchers > failed:
+        limit = SAME_BUILDER_BACKOFF_SECONDS
+    else:
+        limit = SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS if watchers > 1 else 0
+    return max(0.0, limit - elapsed)

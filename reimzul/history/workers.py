@@ -8,6 +8,9 @@ heartbeats under the same name, two hosts share that name (`shared_names`).
 
 The file is separate from the history, whatever database that is in: it needs no backup, since all heartbeats are
 repeated within a minute.
+
+Workers of 0.1 bury requests with submitters' names that they do not accept: `all_accept_any_name` finds whether any
+are left.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,12 +29,11 @@ from typing import Any, ClassVar, Optional
 import attr
 
 from reimzul.core import validators
-from reimzul.core.beanstalk import Broker, session_tube
+from reimzul.core.beanstalk import Broker, heartbeat_tube, is_heartbeat_tube, session_tube
 from reimzul.core.clock import measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
 from reimzul.core.message import Role, WorkerHeartbeat, WorkerState
 from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
-from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 from reimzul.core.targets import TargetList
 
 log = logging.getLogger(__name__)
@@ -348,8 +351,7 @@ def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
         return name
     try:
         workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_workers())]
-        seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
-        if all_accept_any_name(broker, seen):
+        if all_accept_any_name(broker, workers):
             return name
         reason = "a worker is older than 0.2, or sends no heartbeats"
     except ReimzulError as error:
@@ -357,3 +359,20 @@ def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
     plain = validators.restrict_submitter(name)
     log.warning("submitted as %s, not as %s: %s", plain, name, reason)
     return plain
+
+
+def is_plain(name: str) -> bool:
+    """Whether every version accepts a name unchanged."""
+    return validators.restrict_submitter(name) == name
+
+
+def all_accept_any_name(broker: Broker, workers: Sequence[WorkerHeartbeat]) -> bool:
+    """Whether every known or connected worker is of version 0.2 or later."""
+    spoke = {heartbeat_tube(each.host) for each in workers}
+    silent = (tube for tube in broker.list_tubes() if is_heartbeat_tube(tube) and tube not in spoke)
+    return all(map(_accepts_any_name, workers)) and not any(broker.tube_stats(tube).watchers for tube in silent)
+
+
+def _accepts_any_name(worker: WorkerHeartbeat) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", worker.version)
+    return bool(numbers and (int(numbers[1]), int(numbers[2])) >= (0, 2))

@@ -67,7 +67,7 @@ class TargetIndexer:
     def __init__(self, createrepo: CreaterepoRunner, rules: ListingRules) -> None:
         self.createrepo, self.rules, self.store = createrepo, rules, createrepo.store
         self.listings = ListingCache(self.store)
-        self.complaints: dict[str, str] = {}  #: what createrepo_c's last run said against a leg, by its place
+        self.complaints: dict[str, str] = {}  #: why createrepo_c's last run did not list a leg, by its place
         self._backoffs: dict[str, Backoff] = {}
 
     def is_due(self, target: str, jobs: Sequence[IndexJob]) -> bool:

@@ -27,9 +27,8 @@ from reimzul.core.message import Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.core.unlisted import folder_of, read_records
 from reimzul.store.createrepo import CreaterepoRunner, hold_lock
-from reimzul.store.listing import Listing, read_listing
+from reimzul.store.listing import Listing, folder_of, read_listing, read_records
 from reimzul.store.listing_rules import ListingRules, waits_for_signer
 from reimzul.store.repodata import REPODATA, REPOMD
 

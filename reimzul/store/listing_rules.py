@@ -3,7 +3,7 @@
 
 A leg is refused if the target already lists one of its packages from another build; if a rebuild is meant, it replaces
 the whole leg that has the package. A package that two legs of one build (or of a build and its retry) contain is listed
-from the leg that was listed first. Decisions are recorded (core/unlisted.py) before createrepo_c runs. Callers hold the
+from the leg that was listed first. Decisions are recorded (store/listing.py) before createrepo_c runs. Callers hold the
 target's lock.
 """
 
@@ -26,16 +26,18 @@ from reimzul.core.rpm_header import is_same_package, read_header
 from reimzul.core.setting_parsers import DUPLICATE_KINDS
 from reimzul.core.settings import DuplicatesSettings
 from reimzul.core.store_paths import StorePaths, leg_key
-from reimzul.core.unlisted import (
+from reimzul.store.listing import (
     LeftOutPackage,
+    Listing,
     Records,
+    Ruling,
+    StoredLeg,
     UnlistedLeg,
     folder_of,
     read_records,
     replaced_builds,
     write_records,
 )
-from reimzul.store.listing import Listing, Ruling, StoredLeg
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,7 @@ from reimzul.core.manifest import Manifest, read_manifest
 from reimzul.core.message import NAMESPACE, SignRequest, Status, WorkerState
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.core.unlisted import UnlistedLeg, read_records, replaced_builds
-from reimzul.store.listing import ListingCache
+from reimzul.store.listing import ListingCache, UnlistedLeg, read_records, replaced_builds
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,8 @@ from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
 from reimzul.worker.daemon import HealthCheck, Worker
 from reimzul.worker.download import Downloader
-from reimzul.worker.known_targets import ConfigPuller, read_targets
 from reimzul.worker.mock import Mock
-from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.mock_config import ConfigPuller, MockConfigRepo, read_targets
 from reimzul.worker.model import Workspace
 from reimzul.worker.roots import MockRoots, RootCleanup
 from reimzul.worker.upload import LogStreamer, Uploader

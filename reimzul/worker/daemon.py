@@ -20,8 +20,6 @@ import attr
 
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import HELD_SECONDS, Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube
-from reimzul.core.builder_backoff import SAME_BUILDER_BACKOFF_SECONDS, compute_backoff
-from reimzul.core.builder_needs import find_missing_configs, find_missing_mock
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
@@ -46,7 +44,8 @@ from reimzul.core.message import (
     event_for,
     new_attempt,
 )
-from reimzul.core.retry import Backoff, CancelToken
+from reimzul.core.mock_config import find_missing_configs, find_missing_mock
+from reimzul.core.retry import SAME_BUILDER_BACKOFF_SECONDS, Backoff, CancelToken, compute_backoff
 from reimzul.worker.build import (
     BuildAttempt,
     BuildCancelled,
@@ -58,8 +57,7 @@ from reimzul.worker.build import (
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
 from reimzul.worker.job_session import ControlPoller, JobSession
-from reimzul.worker.known_targets import ConfigPuller
-from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.mock_config import ConfigPuller, MockConfigRepo
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
 from reimzul.worker.unmet import describe_missing

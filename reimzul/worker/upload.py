@@ -63,7 +63,7 @@ class Uploader:
     rsync: str
     arguments: tuple[str, ...]
     urls: StoreUrls
-    errors: ErrorLog = attr.field(factory=ErrorLog)  #: what the controller is told of
+    errors: ErrorLog = attr.field(factory=ErrorLog)  #: what heartbeats report
 
     def upload(self, leg: Leg, make_manifest: Callable[[], Manifest], cancel: CancelToken) -> Manifest:
         """Upload a leg's results while `make_manifest` hashes them, then the manifest, and return it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole farm, once a session, and a witness that has heard every event of it."""
+"""A whole farm, once a session, and a witness that receives every event of it."""
 
 from __future__ import annotations
 

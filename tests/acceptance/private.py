@@ -43,20 +43,20 @@ class PrivateMachine:
         self.checkout = checkout
         self.record = state / "systemctl.log"
         for path, copied in REPLACED.items():
-            self.inside(path).mkdir(parents=True)
+            self.resolve(path).mkdir(parents=True)
             if copied:  # what an ordinary user cannot read is left out
-                subprocess.run(["cp", "-a", f"{path}/.", self.inside(path)], stderr=subprocess.DEVNULL, check=False)
+                subprocess.run(["cp", "-a", f"{path}/.", self.resolve(path)], stderr=subprocess.DEVNULL, check=False)
         if os.geteuid():
             self._name_only_user()
         self._record_systemctl()
 
-    def inside(self, path: str) -> Path:
+    def resolve(self, path: str) -> Path:
         """Where a path of the private machine is, seen from outside."""
         return self.state / "root" / path.lstrip("/")
 
     def run(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a bash script, in the checkout, as root."""
-        binds = [shlex.join(["mount", "--bind", str(self.inside(path)), path]) for path in REPLACED]
+        binds = [shlex.join(["mount", "--bind", str(self.resolve(path)), path]) for path in REPLACED]
         checkout = shlex.quote(str(self.checkout))
         # into the checkout first, and back: it may lie in a folder that is replaced
         back = f"mkdir -p {checkout}; mount --bind . {checkout}; cd {checkout}"
@@ -78,7 +78,7 @@ class PrivateMachine:
             ("passwd", "reimzul:x:0:0::/srv/reimzul:/sbin/nologin"),
             ("group", "reimzul:x:0:\nreimzul-store:x:0:"),
         ):
-            path = self.inside(f"/etc/{file}")
+            path = self.resolve(f"/etc/{file}")
             path.write_text(f"{line}\n{path.read_text()}")
 
     def _record_systemctl(self) -> None:

@@ -37,7 +37,7 @@ def sick_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 
 @contextlib.contextmanager
-def without(farm: Farm, part: str) -> Iterator[None]:
+def hold_part(farm: Farm, part: str) -> Iterator[None]:
     """A farm that lacks a part; when the block is left it is whole again."""
     farm.hold(part)
     try:
@@ -109,7 +109,7 @@ BEHIND, FAR, NEAR = "behind it does not answer", "cannot be reached: connection 
 def test_each_broken_part_is_named_and_nothing_else(
     sick_farm: Farm, part: str, name: str, names: set[str], words: str
 ) -> None:
-    with without(sick_farm, part):
+    with hold_part(sick_farm, part):
         found = failing(sick_farm, name)
     if name == "bstore" and part.startswith("stunnel"):
         found.pop("store.http", None)  # its own nginx answers; only its way to itself is gone
@@ -131,7 +131,7 @@ def test_a_service_that_hangs_is_told_from_a_key_that_is_refused(sick_farm: Farm
 
 @contextlib.contextmanager
 def keys_changed(farm: Farm, file: Path, text: str, stunnel: str) -> Iterator[None]:
-    """A file of keys with another text, and the stunnel that reads it started anew."""
+    """Replace the text of a file of keys, and restart the stunnel that reads it."""
     before = file.read_text()
     try:
         file.write_text(text)
@@ -194,7 +194,7 @@ def test_a_name_that_nobody_knows_and_a_way_that_is_not_there_are_named(sick_far
     ini.write_text(sick_farm.ini(BUILDER).read_text())
     stunnel = sick_farm.ini(BUILDER).with_name(f"stunnel-{BUILDER}.conf").read_text()
     section = stunnel.index("[store]")
-    with without(sick_farm, "nginx"):
+    with hold_part(sick_farm, "nginx"):
         changed = stunnel[:section] + stunnel[section:].replace("connect = 127.0.0.1", "connect = nowhere.invalid")
         assert "the name nowhere.invalid is not known" in words_of(ini, tmp_path, changed, "link.store")
     port = sick_farm.plan.local(BUILDER, "store")
@@ -225,7 +225,7 @@ def words_of(ini: Path, folder: Path, stunnel: str, name: str) -> str:
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_who_may_not_read_keys_is_told_to_be_root(sick_farm: Farm) -> None:
     section = sick_farm.ini(BUILDER).with_name(f"stunnel-{BUILDER}.conf").read_text()
-    with open_folder() as folder, without(sick_farm, "beanstalkd"):
+    with open_folder() as folder, hold_part(sick_farm, "beanstalkd"):
         ini = folder / "reimzul.ini"
         ini.write_text(sick_farm.ini(BUILDER).read_text())
         (folder / "stunnel-reimzul.conf").write_text(section)
@@ -256,7 +256,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def canary(farm: Farm, *words: str) -> tuple[int, dict[str, dict[str, Any]], dict[str, Any]]:
-    """Send one; the exit code, its hops by name, and what is said of it."""
+    """Send a canary; return the exit code, its hops by name, and what doctor prints about it."""
     done = doctor(farm, "controller", "--canary", "--json", *words)
     told = json.loads(done.stdout)
     hops = {check["name"]: check for check in told["checks"] if check["name"].startswith("canary")}
@@ -300,7 +300,7 @@ def test_a_canary_makes_its_way_and_says_how_long_each_hop_took(sick_farm: Farm)
     ],
 )
 def test_the_hop_that_hangs_is_named(sick_farm: Farm, part: str, hop: str, words: str) -> None:
-    with without(sick_farm, part):
+    with hold_part(sick_farm, part):
         code, hops, told = canary(sick_farm, "--arch", "x86_64")
     last = hops[f"canary.x86_64.{hop}"]
     assert (code, last["level"], list(hops)[-1]) == (1, FAIL, f"canary.x86_64.{hop}")
@@ -328,7 +328,7 @@ def test_a_canary_of_an_arch_that_nobody_has_does_not_keep_the_other(sick_farm: 
 
 
 def test_no_canary_is_sent_where_what_it_stands_on_fails(sick_farm: Farm) -> None:
-    with without(sick_farm, "stunnel-controller"):
+    with hold_part(sick_farm, "stunnel-controller"):
         code, hops, told = canary(sick_farm)
     assert code == 1
     assert hops["canary"]["message"] == "not sent because link.beanstalkd fails"
@@ -336,7 +336,7 @@ def test_no_canary_is_sent_where_what_it_stands_on_fails(sick_farm: Farm) -> Non
 
 
 def test_an_interrupted_canary_leaves_nothing_in_incoming(sick_farm: Farm) -> None:
-    with without(sick_farm, f"worker-{BUILDER}-1"):
+    with hold_part(sick_farm, f"worker-{BUILDER}-1"):
         argv = [own_program("reimzul"), "doctor", "--config", str(sick_farm.ini()), "--canary", "--arch", "x86_64"]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             until(lambda: list(sick_farm.layout.incoming.glob("reimzul-canary-*.src.rpm")), 60, "it is submitted")

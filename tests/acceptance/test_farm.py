@@ -34,7 +34,7 @@ def dnf(farm: Farm, folder: Path, target: str = X86_64) -> Dnf:
     return Dnf(folder / "dnf", farm.repository(target), "x86_64")
 
 
-def staged(farm: Farm, name: str) -> list[str]:
+def list_staged(farm: Farm, name: str) -> list[str]:
     return [path.name for path in farm.layout.store.tosign.glob(f"*/{name}-*")]
 
 
@@ -53,7 +53,7 @@ def test_a_package_goes_in_and_dnf_finds_it(farm: Farm, witness: Witness, packag
     packages = customer.download(tmp_path / "downloaded")
     assert {"greeter-1.0-1.demo.x86_64.rpm", "greeter-1.0-1.demo.i686.rpm"} <= {path.name for path in packages}
     check_digests(packages)
-    until(lambda: len(staged(farm, "greeter")) == 2, 20, "both legs wait for the signer")
+    until(lambda: len(list_staged(farm, "greeter")) == 2, 20, "both legs wait for the signer")
 
 
 def test_a_target_is_known_and_its_packages_are_downloaded(
@@ -91,7 +91,7 @@ def test_a_job_of_the_original_is_built_and_published(farm: Farm, witness: Witne
     assert event.submitter == "johnny"
     assert re.fullmatch("[0-9a-f]{32}", event.build_id)
     assert re.fullmatch("[0-9]{14}", event.timestamp)
-    until(lambda: staged(farm, "heirloom"), 20, "it waits for the signer")
+    until(lambda: list_staged(farm, "heirloom"), 20, "it waits for the signer")
 
 
 def test_a_submitter_of_a_directory_is_known_by_the_whole_name(
@@ -186,7 +186,7 @@ def test_a_failing_build_ends_as_failed_with_its_logs_in_reach(
     assert "Start: rpmbuild" in read(event.url + "state.log")
     assert event.url.startswith("http://")
     assert not [nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith("broken")]
-    assert staged(farm, "broken") == []
+    assert list_staged(farm, "broken") == []
     place = farm.layout.store.place(event.place)
     assert read_manifest(place).status == Status.FAILED
     assert not list(place.glob("*.rpm"))
@@ -209,7 +209,7 @@ def test_a_scratch_build_is_not_published(farm: Farm, witness: Witness, package:
     folder = f"{farm.plan.store_url(CONTROLLER)}{event.place}/"
     until(lambda: read(folder + "build.log"), 20, "its log is in its place")
     assert not [nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith("sketch")]
-    assert staged(farm, "sketch") == []
+    assert list_staged(farm, "sketch") == []
 
 
 HOSTILE = {
@@ -281,7 +281,7 @@ def truncated(folder: Path) -> Path:
     return srpms.truncate(srpms.make_srpm(folder, "cut", srpms.noarch("cut")), folder / "short-1.0-1.src.rpm")
 
 
-def whole(folder: Path) -> Path:
+def make_whole_srpm(folder: Path) -> Path:
     return srpms.make_srpm(folder, "fine", srpms.noarch("fine"))
 
 
@@ -291,10 +291,10 @@ def whole(folder: Path) -> Path:
         (lambda folder: folder / "absent-1-1.src.rpm", [], 4, "absent"),
         (binary, [], 4, "binary rpm"),
         (truncated, [], 4, "truncated"),
-        (whole, ["-a", "vax"], 4, "vax"),
-        (whole, ["-t", "../x"], 4, "target"),
-        (whole, ["-t", "x; touch y"], 4, "target"),
-        (whole, ["-d", ".el7 x"], 4, "disttag"),
+        (make_whole_srpm, ["-a", "vax"], 4, "vax"),
+        (make_whole_srpm, ["-t", "../x"], 4, "target"),
+        (make_whole_srpm, ["-t", "x; touch y"], 4, "target"),
+        (make_whole_srpm, ["-d", ".el7 x"], 4, "disttag"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_its_exit_code(
@@ -325,11 +325,11 @@ def test_the_history_knows_what_became_of_it(farm: Farm, witness: Witness, packa
     submit(farm, srpm)
     witness.published(srpm.name, "x86_64")
 
-    def told() -> list[dict[str, object]]:
+    def read_builds() -> list[dict[str, object]]:
         argv = [own_program("reimzul"), "builds", "--config", str(farm.ini()), "--srpm", srpm.name, "--json"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
         assert done.returncode == 0, done.stderr
         return list(json.loads(done.stdout))
 
-    until(lambda: [row.get("state") for row in told()] in (["built"], ["published"]), 20, "it is in the history")
+    until(lambda: [row.get("state") for row in read_builds()] in (["built"], ["published"]), 20, "it is in the history")
     assert srpm.name in (farm.layout.log / "reimzul.log").read_text()

@@ -76,7 +76,7 @@ def run(farm: Farm, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def queued(farm: Farm, srpm: Path, *more: str) -> str:
+def submit_build(farm: Farm, srpm: Path, *more: str) -> str:
     """Submit it; its build id."""
     done = submit(farm, srpm, *more, "--json")
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def queued(farm: Farm, srpm: Path, *more: str) -> str:
 def ticking(farm: Farm, package: Package, request: pytest.FixtureRequest) -> Iterator[str]:
     """A build that says something each second, for long; cancelled in the end."""
     name = re.sub("[^a-z]", "", request.node.name)[-20:]
-    build_id = queued(farm, package(name, srpms.slow(name, 600)))
+    build_id = submit_build(farm, package(name, srpms.slow(name, 600)))
     yield build_id
     run(farm, "cancel", build_id)
 

@@ -145,7 +145,7 @@ def _build_a_batch(day: JsonDay) -> None:
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def printed_lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What each command has printed in the course of a day, by schema."""
     folder = tmp_path_factory.mktemp("json")
     with Farm(folder / "state", targets=(TARGET,)) as farm:
@@ -164,7 +164,7 @@ _ELSEWHERE = ("builders-forget",)
 
 
 @pytest.mark.parametrize("name", [each for each in list_schemas() if each not in _ELSEWHERE])
-def test_a_command_prints_what_its_schema_says(printed: dict[str, list[str]], name: str) -> None:
-    assert printed.get(name), f"no step of this file runs a command whose schema is {name}.json"
-    for text in printed[name]:
+def test_a_command_prints_what_its_schema_says(printed_lines: dict[str, list[str]], name: str) -> None:
+    assert printed_lines.get(name), f"no step of this file runs a command whose schema is {name}.json"
+    for text in printed_lines[name]:
         check_output(name, text)

@@ -51,7 +51,7 @@ def as_written(machine: PrivateMachine, title: str) -> str:
 
 
 def test_installing_again_changes_nothing(machine: PrivateMachine) -> None:
-    ini = machine.inside("/etc/reimzul/reimzul.ini")
+    ini = machine.resolve("/etc/reimzul/reimzul.ini")
     ini.write_text(ini.read_text() + "# a word of the administrator's\n")
     before = ini.read_text()
     done = machine.run("tools/install --role controller --no-packages")
@@ -124,7 +124,7 @@ def test_what_is_installed_belongs_to_whom_it_should(machine: PrivateMachine) ->
 
 
 def test_man_pages_and_completions_are_installed(machine: PrivateMachine) -> None:
-    share = machine.inside("/usr/local/share")
+    share = machine.resolve("/usr/local/share")
     pages = {path.name for path in share.glob("man/man?/*")}
     assert pages >= {"reimzul.1", "reimzul-builds.1", "reimzul-worker.8", "reimzul.ini.5", "reimzul-wire.7"}
     assert (share / "zsh/site-functions/_reimzul-submit").read_text().startswith("#compdef reimzul-submit\n")
@@ -144,7 +144,7 @@ def test_a_file_in_the_place_of_a_link_is_kept(machine: PrivateMachine) -> None:
     assert done.returncode == 0, done.stderr
     assert "kept what was there as /srv/reimzul/code/reimzul_submit.py.original" in done.stdout
     assert done.stdout.endswith("the original\n")
-    assert machine.inside("/srv/reimzul/code/reimzul_submit.py").is_symlink()
+    assert machine.resolve("/srv/reimzul/code/reimzul_submit.py").is_symlink()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_file_in_the_place_of_a_link_is_kept(machine: PrivateMachine) -> None:
 def test_units_are_copied_and_enabled(machine: PrivateMachine, title: str, units: list[str]) -> None:
     before = len(machine.systemctl_calls())
     as_written(machine, title)
-    system = machine.inside("/etc/systemd/system")
+    system = machine.resolve("/etc/systemd/system")
     for unit in units:
         template = re.sub(r"@\d+", "@", unit)
         enabled = system / "multi-user.target.wants" / unit
@@ -193,8 +193,8 @@ def test_a_source_rpm_is_submitted_to_several_arches(
     spec = compiled("time", version="1.7").replace("Release: 1%{?dist}", "Release: 45.el7")
     made = make_srpm(tmp_path, "time", spec)
     assert made.name == SRPM
-    (machine.inside("/srv/reimzul/incoming") / SRPM).write_bytes(made.read_bytes())
-    ini = machine.inside("/etc/reimzul/reimzul.ini")
+    (machine.resolve("/srv/reimzul/incoming") / SRPM).write_bytes(made.read_bytes())
+    ini = machine.resolve("/etc/reimzul/reimzul.ini")
     ini.write_text(ini.read_text().replace("port = 11300", f"port = {beanstalkd.port}"))
 
     said = as_written(machine, "Submit one source rpm to several arches").splitlines()
@@ -202,13 +202,13 @@ def test_a_source_rpm_is_submitted_to_several_arches(
     tubes = {"x86_64": "x86_64", "aarch64": "aarch64", "armhfp": "armv7l"}
     assert len(said) == len(tubes)
     for line, (arch, tube) in zip(said, tubes.items()):
-        request = taken(broker, tube)
+        request = take_request(broker, tube)
         assert (request.srpm, request.arch, request.disttag) == (SRPM, arch, ".el7")
         assert (request.target, request.scratch) == (f"c7.1708.u.{arch}", False)
         assert line.split("\t") == [request.build_id, arch, request.target, SRPM]
 
 
-def taken(broker: Broker, tube: str) -> BuildRequest:
+def take_request(broker: Broker, tube: str) -> BuildRequest:
     """The one request that waits in a tube, at the original's priority."""
     broker.watch([tube])
     claim = broker.reserve({tube: arch_tube(tube)}, 1)

@@ -17,7 +17,7 @@ import click
 
 from tests.faults import batches, room, rough  # noqa: F401  these two register their kinds
 from tests.faults.kinds import KINDS
-from tests.faults.series import Plan, Series, planned, shared_out, table
+from tests.faults.series import Plan, Series, plan_trials, shared_out, table
 from tests.faults.trial import Outcome
 
 #: What CI tries: every kind but those that take long, always with the same seeds.
@@ -55,11 +55,11 @@ def command(
     elif seed is not None and is_repeated:
         outcomes = side_by_side([[(kinds[0], seed)]], messages)
     elif ci:
-        outcomes = side_by_side(shared_out(planned(kinds, len(kinds), _CI_FIRST), jobs), _CI_MESSAGES)
+        outcomes = side_by_side(shared_out(plan_trials(kinds, len(kinds), _CI_FIRST), jobs), _CI_MESSAGES)
     else:
         given = first if seed is None else seed
         start = int(time.time()) % 1_000_000 if given is None else given
-        outcomes = side_by_side(shared_out(planned(kinds, trials or _some(names), start), jobs), messages)
+        outcomes = side_by_side(shared_out(plan_trials(kinds, trials or _default_trials(names), start), jobs), messages)
     if plan is None:
         click.echo(table(outcomes))
     if report:
@@ -73,7 +73,7 @@ def side_by_side(plans: Sequence[Plan], messages: int) -> list[Outcome]:
         reports = [Path(folder) / str(number) for number, plan in enumerate(plans) if plan]
         argv = [sys.executable, "-m", "tests.faults", f"--messages={messages}"]
         programs = [
-            subprocess.Popen([*argv, f"--json={report}", f"--plan={_written(plan)}"])
+            subprocess.Popen([*argv, f"--json={report}", f"--plan={_format_plan(plan)}"])
             for report, plan in zip(reports, [plan for plan in plans if plan])
         ]
         try:
@@ -88,12 +88,12 @@ def side_by_side(plans: Sequence[Plan], messages: int) -> list[Outcome]:
         return [Outcome(**row) for report in reports for row in json.loads(report.read_text())]
 
 
-def _some(names: Sequence[str]) -> int:
+def _default_trials(names: Sequence[str]) -> int:
     """How many trials where nobody says; a flood is one that takes its time."""
     return sum(1 if KINDS[name].fresh else 10 for name in names) or 40
 
 
-def _written(plan: Plan) -> str:
+def _format_plan(plan: Plan) -> str:
     return ",".join(f"{kind.name}:{seed}" for kind, seed in plan)
 
 

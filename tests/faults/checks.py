@@ -37,9 +37,9 @@ class Before:
     buried: dict[str, int]
 
     @classmethod
-    def of(cls, ground: Ground) -> Before:
+    def observe(cls, ground: Ground) -> Before:
         """Look."""
-        return cls(mounts(), sum(1 for _ in ground.heard()), len(ground.mail.mailbox.mails), buried(ground))
+        return cls(mounts(), sum(1 for _ in ground.heard()), len(ground.mail.mailbox.mails), count_buried(ground))
 
 
 @attr.frozen(kw_only=True)
@@ -53,7 +53,7 @@ class Loose:
     collected: Path | None = None  #: where somebody moves what is staged for signing
 
 
-def buried(ground: Ground) -> dict[str, int]:
+def count_buried(ground: Ground) -> dict[str, int]:
     """How many jobs are buried, by tube."""
     with ground.broker() as broker:
         return {tube: broker.tube_stats(tube).buried for tube in broker.list_tubes()}
@@ -63,7 +63,7 @@ def faults(ground: Ground, builds: Sequence[Build], before: Before, loose: Loose
     """All that is wrong."""
     documents = history(ground)
     found = [*_history(builds, documents)]
-    listed = {target: _listed(ground, f"{target}.{ARCH}") for target in TARGETS}
+    listed = {target: _read_listing(ground, f"{target}.{ARCH}") for target in TARGETS}
     for build in builds:
         if build.build_id:
             for arch, status in build.legs.items():
@@ -72,7 +72,7 @@ def faults(ground: Ground, builds: Sequence[Build], before: Before, loose: Loose
     found += _nothing_left(ground, before)
     found += _mqtt(ground, builds, before, loose)
     found += _mail(ground, builds, before, loose)
-    found += _buried(ground, before, loose)
+    found += _check_buried(ground, before, loose)
     return found
 
 
@@ -112,7 +112,7 @@ def _history(builds: Iterable[Build], documents: dict[str, list[BuildRecord]]) -
                 yield f"{build.name} {document.arch}: {said}"
 
 
-def _listed(ground: Ground, target: str) -> dict[str, str]:
+def _read_listing(ground: Ground, target: str) -> dict[str, str]:
     folder = ground.farm.layout.store.target(target) / "repodata"
     return listing_module.read_listing(folder) if folder.exists() else {}
 
@@ -134,7 +134,7 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
         return
     if manifest.status != status:
         yield f"{what}: its place has {manifest.status}, not {status}"
-    yield from (f"{what}: {fault}" for fault in _whole(place, manifest))
+    yield from (f"{what}: {fault}" for fault in _check_files(place, manifest))
     _, area, _, *rest = os.readlink(place).split("/")
     folder = "/".join(rest)
     mine = {path: sha256 for path, sha256 in listed.items() if area == "repo" and path.startswith(f"{folder}/")}
@@ -142,7 +142,7 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
     wanted = {f"{folder}/{file.name}": file.sha256 for file in manifest.rpm_files} if public else {}
     if mine != wanted:
         yield f"{what}: the repodata lists {sorted(mine)} and should list {sorted(wanted)}"
-    yield from (f"{what}: {fault}" for fault in _staged(ground, build, manifest, public, loose))
+    yield from (f"{what}: {fault}" for fault in _check_staged(ground, build, manifest, public, loose))
 
 
 def _nowhere(ground: Ground, build: Build, arch: str) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _nowhere(ground: Ground, build: Build, arch: str) -> Iterator[str]:
         yield f"{build.name} {arch}: it is cancelled, and has a place"
 
 
-def _whole(place: Path, manifest: Manifest) -> Iterator[str]:
+def _check_files(place: Path, manifest: Manifest) -> Iterator[str]:
     there = {path.name for path in place.iterdir()}
     named = {file.name for file in manifest.files} | {MANIFEST}
     if there != named:
@@ -161,7 +161,7 @@ def _whole(place: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{file.name} in its place is not what was built"
 
 
-def _staged(ground: Ground, build: Build, manifest: Manifest, public: bool, loose: Loose) -> Iterator[str]:
+def _check_staged(ground: Ground, build: Build, manifest: Manifest, public: bool, loose: Loose) -> Iterator[str]:
     target = ground.farm.layout.store.tosign / f"{build.target}.{ARCH}"
     name = f"{manifest.pkgname}-{manifest.evr}.{manifest.arch}.{build.build_id}"
     staged = [path for path in (target / name, (loose.collected or target) / name) if path.exists()]
@@ -178,7 +178,7 @@ def _staged(ground: Ground, build: Build, manifest: Manifest, public: bool, loos
 def check_members(ground: Ground, builds: Sequence[Build], loose: Loose) -> Iterator[str]:
     """Check the builds of a batch, which have the submitter of their batch and are not mailed about."""
     known = {document.build_id: document for documents in history(ground).values() for document in documents}
-    listed = {target: _listed(ground, f"{target}.{ARCH}") for target in TARGETS}
+    listed = {target: _read_listing(ground, f"{target}.{ARCH}") for target in TARGETS}
     for build in builds:
         for arch, status in build.legs.items():
             record = known.get(build.build_id)
@@ -218,7 +218,7 @@ def _is_held(lock: Path) -> bool:
 def _nothing_left(ground: Ground, before: Before) -> Iterator[str]:
     """No process, mount, root or folder that nobody owns."""
     alive, state = processes(), str(ground.state)
-    ours = {os.getpid(), *below(os.getpid(), alive)}
+    ours = {os.getpid(), *find_descendants(os.getpid(), alive)}
     for pid, (_, words) in alive.items():
         if state in words and pid not in ours:
             yield f"process {pid} is nobody's: {words[:200]}"
@@ -233,7 +233,7 @@ def _nothing_left(ground: Ground, before: Before) -> Iterator[str]:
         yield from (f"{name} has {path.name} left" for path in (folder / "builds").iterdir())
 
 
-def below(ancestor: int, alive: Mapping[int, tuple[int, str]]) -> list[int]:
+def find_descendants(ancestor: int, alive: Mapping[int, tuple[int, str]]) -> list[int]:
     """The processes below one."""
     found = [ancestor]
     for pid in found:  # grows while we walk it
@@ -291,8 +291,8 @@ def doubles(ground: Ground, before: Before) -> int:
     return sum(count - 1 for count in ids.values())
 
 
-def _buried(ground: Ground, before: Before, loose: Loose) -> Iterator[str]:
-    now = buried(ground)
+def _check_buried(ground: Ground, before: Before, loose: Loose) -> Iterator[str]:
+    now = count_buried(ground)
     more = {tube: now[tube] - before.buried.get(tube, 0) for tube in now if now[tube] != before.buried.get(tube, 0)}
     if not loose.buried <= sum(more.values()) <= loose.buried + loose.more:
         yield f"buried: {more}, and should be {loose.buried}: {_reasons(ground)}"

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,7 +297,7 @@ class Ground:
         return [Call(**json.loads(line)) for line in path.read_text().splitlines()]
 
     def heard(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Topic and payload of all that was heard by MQTT."""
+        """Topic and payload of everything that arrived by MQTT."""
         for line in self._heard.read_bytes().split(b"\n")[:-1]:
             if line.startswith(b"reimzul/"):
                 topic, payload = line.decode().split(" ", 1)
@@ -378,8 +376,3 @@ def processes() -> dict[int, tuple[int, str]]:
 def mounts() -> set[str]:
     """Where something is mounted."""
     return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-
-
-def run_quietly(*argv: str | os.PathLike[str]) -> None:
-    """A program that has to succeed."""
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)

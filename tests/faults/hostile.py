@@ -16,11 +16,11 @@ from typing import Any, Callable
 
 from devfarm.processes import PartFailed
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import PRIORITY, Broker
+from reimzul.core.beanstalk import PRIORITY
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, SignRequest, decode_event
 from reimzul.history import open_history
-from tests.faults.checks import buried
+from tests.faults.checks import count_buried
 from tests.faults.ground import Ground
 from tests.faults.ledger import ARCH, FOLLOWER
 from tests.waiting import until
@@ -68,7 +68,9 @@ class Mallory:
         """One that its tube's reader refuses."""
         wire, decode = _TUBES[tube]
         while True:
-            body = self._chance.choice((self._changed, self._changed, self._lacking, self._broken, self._odd))(wire)
+            body = self._chance.choice(
+                (self._change_values, self._change_values, self._lacking, self._cut_text, self._odd)
+            )(wire)
             try:
                 read = decode(body)
             except InvalidMessage:
@@ -76,7 +78,7 @@ class Mallory:
             if getattr(read, "arch", "") not in {"", *self._known} and tube in (ARCH, FOLLOWER):
                 return body
 
-    def _changed(self, wire: dict[str, Any]) -> bytes:
+    def _change_values(self, wire: dict[str, Any]) -> bytes:
         keys = self._chance.sample(sorted(wire), self._chance.randint(1, 3))
         return self._text({**wire, **{key: self._chance.choice((*self._words, *self._values)) for key in keys}})
 
@@ -84,7 +86,7 @@ class Mallory:
         gone = self._chance.choice(sorted(wire))
         return self._text({key: value for key, value in wire.items() if key != gone})
 
-    def _broken(self, wire: dict[str, Any]) -> bytes:
+    def _cut_text(self, wire: dict[str, Any]) -> bytes:
         text = bytearray(self._text(wire))
         for _ in range(self._chance.randint(1, 4)):
             text[self._chance.randrange(len(text))] = self._chance.randrange(256)
@@ -116,7 +118,7 @@ def flood(ground: Ground, chance: random.Random, count: int, canary: Path) -> Co
 
 def refused_in(ground: Ground, tube: str) -> int:
     """How many jobs of a tube are buried."""
-    return buried(ground).get(tube, 0)
+    return count_buried(ground).get(tube, 0)
 
 
 def wait_until_refused(ground: Ground, sent: Mapping[str, int], seconds: float) -> None:
@@ -158,10 +160,3 @@ def files(*folders: Path) -> Iterator[tuple[str, float]]:
         for path in folder.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 yield str(path), path.stat().st_mtime
-
-
-def empty_buried(broker: Broker, tubes: Mapping[str, int]) -> None:
-    """Take buried jobs away, as a person would who has looked at them."""
-    for tube in tubes:
-        while first := broker.first_buried(tube):
-            broker.delete(first[0])

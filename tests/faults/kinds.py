@@ -264,7 +264,7 @@ def storm(trial: Trial) -> str:
 @kind("cancel", weight=3, latest=0.5, builds=(3, 5), patience=150)
 def cancel(trial: Trial) -> str:
     """Builds are cancelled at any moment of theirs: each leg is Cancelled once, or what it would have been."""
-    with persons.beside(trial.ground, trial.chance) as words:
+    with persons.kill_meanwhile(trial.ground, trial.chance) as words:
         done = persons.cancel_some(trial.ground, trial.chance, trial.builds)
     return struck(trial, f"{done}, {words}")
 
@@ -272,7 +272,7 @@ def cancel(trial: Trial) -> str:
 @kind("retry", latest=0.5, builds=(2, 4), patience=150)
 def retry(trial: Trial) -> str:
     """A build that is over is submitted again, and ends as it did before."""
-    with persons.beside(trial.ground, trial.chance) as words:
+    with persons.kill_meanwhile(trial.ground, trial.chance) as words:
         done = persons.retry_one(trial.ground, trial.chance, trial.builds, f"{trial.name}r")
     return struck(trial, f"{done}, {words}")
 

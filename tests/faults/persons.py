@@ -36,7 +36,7 @@ def command(ground: Ground, who: str, *words: str) -> subprocess.CompletedProces
 
 
 @contextmanager
-def beside(ground: Ground, chance: random.Random) -> Iterator[str]:
+def kill_meanwhile(ground: Ground, chance: random.Random) -> Iterator[str]:
     """One of our daemons, or beanstalkd, is killed at some moment of the block; sometimes none is."""
     victim = chance.choice([*ground.daemons(), "beanstalkd", "none"])
     moment = chance.uniform(0, 2.5)
@@ -108,7 +108,7 @@ def drain_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
     builds = [
         Build(name=f"{name}d{number}", recipe=recipe, target=TARGETS[number % 2], seconds=(0.5,)) for number in range(4)
     ]
-    with beside(ground, chance) as words:
+    with kill_meanwhile(ground, chance) as words:
         for build in builds:
             _insist(ground, build)
         until(lambda: all(ground.calls(build) for build in builds), 90, "all have begun")
@@ -124,7 +124,7 @@ def drain_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
 
 
 def _insist(ground: Ground, build: Build) -> None:
-    """Submit it until it is said to be queued, each time by another name."""
+    """Submit a source rpm until it is reported as queued, each time under another name."""
     deadline = time.monotonic() + _PATIENCE
     while not build.accepted and time.monotonic() < deadline:
         try:
@@ -134,7 +134,7 @@ def _insist(ground: Ground, build: Build) -> None:
 
 
 def break_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, list[Build]]:
-    """A builder breaks, is held back, mended, and let back by a canary; what was done, and the builds."""
+    """Break a builder, repair it in quarantine, and wait until a canary lifts that; return the steps and builds."""
     victim = chance.choice([host for host in ground.farm.hosts if host.is_builder]).fqdn
     recipe = Recipe(source="plain", legs={ARCH: "Success"})
     sources = (recipe, Recipe(source="compiled", legs={ARCH: "Success", FOLLOWER: "Success"}))
@@ -146,11 +146,11 @@ def break_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
     (ground.home / "unfit").write_text(victim)
     for build in builds:
         _insist(ground, build)
-    with beside(ground, chance) as words:
-        until(lambda: _held(ground, victim) is True, 120, f"{victim} is in quarantine")
+    with kill_meanwhile(ground, chance) as words:
+        until(lambda: _is_quarantined(ground, victim) is True, 120, f"{victim} is in quarantine")
     (ground.home / "unfit").unlink()
-    with beside(ground, chance) as more:
-        until(lambda: _held(ground, victim) is False, 150, f"{victim} is let back")
+    with kill_meanwhile(ground, chance) as more:
+        until(lambda: _is_quarantined(ground, victim) is False, 150, f"{victim} is let back")
     return f"{victim} broken and mended, {words}, {more}", builds
 
 
@@ -160,7 +160,7 @@ def _plan_canary(ground: Ground, recipe: Recipe) -> None:
     plan.write_text(json.dumps(sample.plan(dict.fromkeys((ARCH, FOLLOWER), ground.binary_rpms[CANARY]))))
 
 
-def _held(ground: Ground, host: str) -> bool | None:
+def _is_quarantined(ground: Ground, host: str) -> bool | None:
     """Whether it is in quarantine; None where beanstalkd is away."""
     with contextlib.suppress(ReimzulError), ground.broker() as broker:
         found = control.drain_flag(broker, host)

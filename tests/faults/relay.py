@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for MongoDB, and a relay before it, which dies in its place: the stand-in would forget all it was told."""
+"""A stand-in for MongoDB, and a relay before it, which dies in its place: the stand-in keeps its data in memory."""
 
 from __future__ import annotations
 

@@ -48,11 +48,11 @@ class Cable:
         self._name = folder / "network"
         self._name.touch()
         subprocess.run(["unshare", f"--net={self._name}", "true"], check=True)
-        self._there("ip", "link", "set", "lo", "up")
-        self._there("ip", "link", "add", _FAR, "type", "veth", "peer", "name", _NEAR, "netns", str(os.getpid()))
-        self._there("ip", "addr", "add", f"{_FAR_ADDRESS}/24", "dev", _FAR)
+        self._run_inside("ip", "link", "set", "lo", "up")
+        self._run_inside("ip", "link", "add", _FAR, "type", "veth", "peer", "name", _NEAR, "netns", str(os.getpid()))
+        self._run_inside("ip", "addr", "add", f"{_FAR_ADDRESS}/24", "dev", _FAR)
         _ip("addr", "add", f"{NEAR_ADDRESS}/24", "dev", _NEAR)
-        self._there(*_SYSCTL_HERE)
+        self._run_inside(*_SYSCTL_HERE)
         self.plug()
 
     @property
@@ -63,24 +63,24 @@ class Cable:
     def pull(self, *, far: bool) -> None:
         """Cut the link without a word: at the far end, as if that host had lost it, or at ours."""
         if far:
-            self._there("ip", "link", "set", _FAR, "down")
+            self._run_inside("ip", "link", "set", _FAR, "down")
         else:
             _ip("link", "set", _NEAR, "down")
 
     def plug(self) -> None:
         """Have it back."""
-        self._there("ip", "link", "set", _FAR, "up")
+        self._run_inside("ip", "link", "set", _FAR, "up")
         _ip("link", "set", _NEAR, "up")
 
     def throttle(self, rate: str) -> None:
         """Let no more through than so many bits a second, each way."""
         shaper = ("root", "tbf", "rate", rate, "burst", "4kb", "latency", "2s")
-        self._there("tc", "qdisc", "replace", "dev", _FAR, *shaper)
+        self._run_inside("tc", "qdisc", "replace", "dev", _FAR, *shaper)
         subprocess.run(["tc", "qdisc", "replace", "dev", _NEAR, *shaper], check=True)
 
     def unthrottle(self) -> None:
         """Let all through."""
-        self._there("tc", "qdisc", "del", "dev", _FAR, "root")
+        self._run_inside("tc", "qdisc", "del", "dev", _FAR, "root")
         subprocess.run(["tc", "qdisc", "del", "dev", _NEAR, "root"], check=True)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class Cable:
         _ip("link", "del", _NEAR)
         subprocess.run(["umount", self._name], check=True)
 
-    def _there(self, *argv: str) -> None:
+    def _run_inside(self, *argv: str) -> None:
         subprocess.run([*self.prefix, *argv], check=True)
 
 

@@ -39,7 +39,7 @@ def place(ground: Ground, build: Build) -> Path:
 
 
 @contextlib.contextmanager
-def changed(path: Path, content: bytes) -> Iterator[None]:
+def change_file(path: Path, content: bytes) -> Iterator[None]:
     """A file with another content."""
     before = path.read_bytes() if path.exists() else None
     path.write_bytes(content)
@@ -50,7 +50,7 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lost(ground: Ground, build: Build) -> Iterator[str]:
+def lose_record(ground: Ground, build: Build) -> Iterator[str]:
     """The history knows nothing of a build."""
     path = ground.farm.layout.history
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as history:
@@ -83,7 +83,7 @@ def cancelled(ground: Ground, build: Build) -> Iterator[str]:
 def half(ground: Ground, build: Build) -> Iterator[str]:
     """A published package is cut short."""
     package = next(place(ground, build).glob("*.noarch.rpm"))
-    with changed(package, package.read_bytes()[:100]):
+    with change_file(package, package.read_bytes()[:100]):
         yield "is not what was built"
 
 
@@ -126,7 +126,7 @@ def twice(ground: Ground, build: Build) -> Iterator[str]:
 
 @contextlib.contextmanager
 def told_again(ground: Ground, build: Build) -> Iterator[str]:
-    """A result is heard a second time, by another id."""
+    """A result arrives a second time, with another id."""
     heard = ground.home / "heard"
     before = heard.stat().st_size
     line = next(
@@ -235,7 +235,7 @@ ALL: Mapping[str, Plant] = MappingProxyType(
     {
         plant.__name__: plant
         for plant in (
-            lost,
+            lose_record,
             cancelled,
             half,
             unlisted,

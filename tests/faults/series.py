@@ -29,7 +29,7 @@ _HOME = Path(".farm")
 Plan = Sequence[tuple[Kind, int]]
 
 
-def planned(kinds: Sequence[Kind], trials: int, first: int) -> list[tuple[Kind, int]]:
+def plan_trials(kinds: Sequence[Kind], trials: int, first: int) -> list[tuple[Kind, int]]:
     """Each kind once, then the weightier more often; those with a farm of their own at the end."""
     weighty = [kind for kind in kinds for _ in range(max(1, kind.weight))]
     wheel = [*kinds, *random.Random(first).sample(weighty, len(weighty))]
@@ -61,7 +61,7 @@ class Series:
         """Yield and print each outcome as soon as it is known."""
         try:
             for number, (kind, seed) in enumerate(self.plan, 1):
-                outcome = Trial(self._on(kind), kind, seed, self.messages).run()
+                outcome = Trial(self._find_ground(kind), kind, seed, self.messages).run()
                 self._say(number, outcome)
                 if outcome.faults or kind.fresh:
                     self._close(keep=outcome if outcome.faults else None)
@@ -69,7 +69,7 @@ class Series:
         finally:
             self._close()
 
-    def _on(self, kind: Kind) -> Ground:
+    def _find_ground(self, kind: Kind) -> Ground:
         """A farm for a kind: the one that is up, where that will do."""
         self._made += 1
         other = self._ground is not None and bool(self._ground.relayed) != kind.mongo

@@ -65,7 +65,7 @@ class Trial:
     def run(self) -> Outcome:
         """From the first submission to the last check."""
         began = time.monotonic()
-        before = self.before = Before.of(self.ground)
+        before = self.before = Before.observe(self.ground)
         submitting = threading.Thread(target=self._submit_in_time, args=(list(zip(self._moments, self.builds)),))
         submitting.start()
         try:
@@ -112,7 +112,7 @@ class Trial:
         self.submitted.set()
 
     def _insist(self, build: Build) -> None:
-        """Submit as a person would, until it is said to be queued: what was not may be all the same."""
+        """Submit as a person would, until the build is reported as queued: others may be queued as well."""
         deadline = time.monotonic() + _INSISTING
         while not build.accepted and time.monotonic() < deadline:
             try:

@@ -30,11 +30,11 @@ def command(hold: bool, on: str | None, only_base: bool, words: tuple[str, ...])
 
     WORDS are pytest's: -k link, -x.
     """
-    folder = room.inside()
+    folder = room.find_run_folder()
     if folder is None:
         try:
             room.check_host()
-            sys.exit(_outside(on))
+            sys.exit(_run_outside(on))
         except room.NotHere as error:
             sys.exit(f"farm-test: {error}")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -50,7 +50,7 @@ def command(hold: bool, on: str | None, only_base: bool, words: tuple[str, ...])
         sys.exit(pytest.main([*argv, *words]))
 
 
-def _outside(on: str | None) -> int:
+def _run_outside(on: str | None) -> int:
     words = sys.argv[1:]
     if on is None:
         return room.run_inside(words)

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 
 import attr
 
-from devfarm.demo_sources import demo_srpms
+from devfarm.demo import demo_srpms
 from tests.hosts.room import CACHE
 
 SUITE = "bookworm"
@@ -75,9 +75,9 @@ def base() -> Base:
     """All of it; what is not there yet is made, which needs Debian's and PyPI's network once."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with _lock():
-        system = _kept("system", _recipe_of_system(), _make_system)
-        packages = _kept("packages", f"{system.name} {OFFERED}", lambda goal: _make_packages(system, goal))
-        wheels = _kept("wheels", f"{_PYTHON} {_requirements()}", _make_wheels)
+        system = _make_once("system", _recipe_of_system(), _make_system)
+        packages = _make_once("packages", f"{system.name} {OFFERED}", lambda goal: _make_packages(system, goal))
+        wheels = _make_once("wheels", f"{_PYTHON} {_requirements()}", _make_wheels)
         sources = demo_srpms(CACHE / "sources", _say)
         _forget()
     return Base(system, packages, wheels, tuple(sources))
@@ -98,7 +98,7 @@ def _lock() -> Iterator[None]:
         yield
 
 
-def _kept(what: str, recipe: str, make: Callable[[Path], None]) -> Path:
+def _make_once(what: str, recipe: str, make: Callable[[Path], None]) -> Path:
     """The folder of a recipe; half of one is never seen by its name."""
     path = CACHE / f"{what}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not path.is_dir():

@@ -45,7 +45,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 @pytest.fixture(scope="session")
 def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
     """The farm, made as the documents say."""
-    folder = room.inside()
+    folder = room.find_run_folder()
     assert folder is not None, "the proofs are run by python -m tests.hosts"
     made = up(folder)
     try:

@@ -181,7 +181,7 @@ class Machine:
 
     def cut_link(self) -> None:
         """Cut its network link; no other machine gets a notice."""
-        network.cut(self.name)
+        network.cut_cable(self.name)
 
     def mend_link(self) -> None:
         """It is back."""

@@ -49,15 +49,15 @@ def plug_in(name: str, number: int) -> None:
 
 
 def unplug(name: str) -> None:
-    """A machine's network is no more: what it had under way is never heard of again."""
+    """Remove a machine's network: what it had under way never ends."""
     if namespace(name).exists():
         # the cable goes first: a network lives on for a moment when its name is gone
         subprocess.run(["ip", "-n", _HUB, "link", "del", f"p-{name}"], check=True)
         _ip("netns", "del", name)
 
 
-def cut(name: str) -> None:
-    """Nothing passes a machine's cable any more, either way, and nobody is told."""
+def cut_cable(name: str) -> None:
+    """Let nothing pass a machine's cable any more, either way, without any error at its ends."""
     _port(name, _SILENT)
 
 
@@ -71,7 +71,7 @@ def _port(name: str, state: str) -> None:
 
 
 @contextlib.contextmanager
-def listening(goal: Path) -> Iterator[None]:
+def capture_frames(goal: Path) -> Iterator[None]:
     """All that passes the switch while the block lasts is written to a file, whole frames."""
     argv = ["ip", "netns", "exec", _HUB, "tcpdump", "-i", _SWITCH, "-n", "-s", "0", "-B", "65536"]
     argv += ["-U", "--immediate-mode"]  # what was heard is in the file at once

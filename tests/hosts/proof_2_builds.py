@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real packages from submit to who has only the repository's URL, and what an ear on the switch heard of it."""
+"""Real packages from submit to a client that has only the repository's URL, and a capture at the switch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TLS_1_2 = 0x0303
 def test_build_heard(farm: Farm, tell: Tell) -> None:
     """All that passes between the machines while packages are built and published is TLS."""
     path = farm.folder / "build.pcap"
-    with network.listening(path):
+    with network.capture_frames(path):
         # every connection anew, so that its beginning is heard
         for machine in farm.farm:
             machine.run("systemctl restart stunnel@reimzul")
@@ -40,14 +40,14 @@ def test_build_heard(farm: Farm, tell: Tell) -> None:
 
 
 def test_ear(farm: Farm) -> None:
-    """The ear on the switch is a good one: what is not TLS, it hears."""
+    """The capture at the switch works: it shows what is not TLS."""
     path = farm.folder / "plain.pcap"
 
     def faults() -> list[str]:
         both = [stream for stream in Capture.read(path).streams if PUBLIC in (stream.port, stream.source_port)]
         return [stream.fault for stream in both if stream.fault]
 
-    with network.listening(path):
+    with network.capture_frames(path):
         farm["customer"].run(f"exec 3<>/dev/tcp/bstore/{PUBLIC}; printf 'GET /repo/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3")
         until(lambda: len(faults()) == 2, 60, "both directions are heard")
     assert all("no handshake" in fault for fault in faults()), faults()

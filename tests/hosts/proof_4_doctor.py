@@ -37,7 +37,7 @@ class Case:
     followed: bool = False  #: its remedies, run as they are printed, repair it
 
 
-def _stopped(machine: str, unit: str, asked: str, *failed: str, words: str = "") -> Case:
+def _stop(machine: str, unit: str, asked: str, *failed: str, words: str = "") -> Case:
     by, mended = f"systemctl stop {unit}", f"systemctl start {unit}"
     return Case(machine, by, mended, asked, frozenset(failed), words, followed=True)
 
@@ -50,30 +50,30 @@ def _set(machine: str, setting: str, *failed: str, words: str = "") -> Case:
 
 
 CASES = {
-    "stunnel of the builder": _stopped(
+    "stunnel of the builder": _stop(
         "b1", "stunnel@reimzul", "b1", *_LINKS, "unit.stunnel@reimzul", words="stunnel does not run on this host"
     ),
-    "stunnel of the controller, seen by a builder": _stopped("controller", "stunnel@reimzul", "b1", *_OF_CONTROLLER),
-    "stunnel of the controller, seen by bstore": _stopped("controller", "stunnel@reimzul", "bstore", "link.beanstalkd"),
-    "stunnel of bstore": _stopped("bstore", "stunnel@reimzul", "b1", *_OF_BSTORE),
-    "stunnel of bstore, on it": _stopped(
+    "stunnel of the controller, seen by a builder": _stop("controller", "stunnel@reimzul", "b1", *_OF_CONTROLLER),
+    "stunnel of the controller, seen by bstore": _stop("controller", "stunnel@reimzul", "bstore", "link.beanstalkd"),
+    "stunnel of bstore": _stop("bstore", "stunnel@reimzul", "b1", *_OF_BSTORE),
+    "stunnel of bstore, on it": _stop(
         "bstore", "stunnel@reimzul", "bstore",
         "link.beanstalkd", "offer.rsyncd", "offer.store", "unit.stunnel@reimzul",
     ),
-    "beanstalkd, seen by a builder": _stopped("controller", "beanstalkd", "b1", "link.beanstalkd"),
-    "beanstalkd, on the controller": _stopped(
+    "beanstalkd, seen by a builder": _stop("controller", "beanstalkd", "b1", "link.beanstalkd"),
+    "beanstalkd, on the controller": _stop(
         "controller", "beanstalkd", "controller", "link.beanstalkd", "offer.beanstalkd", "unit.beanstalkd"
     ),
-    "nginx of the controller": _stopped("controller", "nginx", "b1", "link.incoming"),
-    "nginx of bstore": _stopped("bstore", "nginx", "b1", "link.store"),
-    "nginx of bstore, seen by the controller": _stopped("bstore", "nginx", "controller", "link.store"),
-    "rsyncd": _stopped("bstore", "rsync", "b1", "link.rsyncd"),
-    "a worker": _stopped("b1", "reimzul-worker@2", "b1", "unit.reimzul-worker"),
+    "nginx of the controller": _stop("controller", "nginx", "b1", "link.incoming"),
+    "nginx of bstore": _stop("bstore", "nginx", "b1", "link.store"),
+    "nginx of bstore, seen by the controller": _stop("bstore", "nginx", "controller", "link.store"),
+    "rsyncd": _stop("bstore", "rsync", "b1", "link.rsyncd"),
+    "a worker": _stop("b1", "reimzul-worker@2", "b1", "unit.reimzul-worker"),
     "the notifier": attr.evolve(
-        _stopped("controller", "reimzul-notifier", "controller", "unit.reimzul-notifier"),
+        _stop("controller", "reimzul-notifier", "controller", "unit.reimzul-notifier"),
         may=frozenset({"tubes.watched"}),
     ),
-    "the signer": _stopped("bstore", "reimzul-signer", "bstore", "unit.reimzul-signer"),
+    "the signer": _stop("bstore", "reimzul-signer", "bstore", "unit.reimzul-signer"),
     "a wrong key": Case(
         "b1",
         f"cp -p {_PSK} {_PSK}.kept && sed -i 's/:..../:0000/' {_PSK} && systemctl restart stunnel@reimzul",
@@ -100,7 +100,7 @@ CASES = {
         "controller", frozenset({"history"}),
     ),
     "the mail server": _set("controller", "mail.notifications=true", "mail"),
-    "the MQTT broker": _stopped("controller", "mosquitto", "controller", "mqtt", "unit.mosquitto"),
+    "the MQTT broker": _stop("controller", "mosquitto", "controller", "mqtt", "unit.mosquitto"),
     "the broker's certificates": Case(
         "controller", "apt-get install faketime", "true", "controller",
         frozenset({"certificate.mqtt.tls_cert", "mqtt"}), prefix="faketime -f +6y",
@@ -124,7 +124,7 @@ def test_broken(farm: Farm, name: str) -> None:
     machine.run(case.by)
     found: Diagnosis | None = None
 
-    def named() -> bool:
+    def is_named() -> bool:
         nonlocal found
         found = farm.doctor(case.asked, prefix=case.prefix)
         return case.failed <= set(found.failed) <= case.failed | case.may
@@ -132,7 +132,7 @@ def test_broken(farm: Farm, name: str) -> None:
     try:
         # a unit may be about to reload its settings
         with contextlib.suppress(AssertionError):
-            until(named, 45, "it is named")
+            until(is_named, 45, "it is named")
     finally:
         if case.followed and found:
             _follow(farm, case, found)

@@ -23,11 +23,11 @@ _UNITS = {
 }
 
 
-def _other(farm: Farm, builder: Machine) -> Machine:
+def _other_builder(farm: Farm, builder: Machine) -> Machine:
     return next(machine for machine in farm.builders if machine.name != builder.name)
 
 
-def _back(farm: Farm, machine: Machine) -> None:
+def _wait_until_back(farm: Farm, machine: Machine) -> None:
     """It has come back by itself: its units run, doctor is content, its workers watch."""
     machine.wait_up()
     machine.wait_active(*_UNITS[machine.name])
@@ -44,9 +44,9 @@ def test_builder_vanishes_in_mid_build(farm: Farm, tell: Tell) -> None:
     until(lambda: farm.building_on(build).name != builder.name, _NOTICED, "another builds it")
     tell(f"  after {time.monotonic() - gone:.0f} s another builder had the job")
     (leg,) = farm.published(build)
-    assert leg["builder"] == _other(farm, builder).fqdn
+    assert leg["builder"] == _other_builder(farm, builder).fqdn
     builder.boot()
-    _back(farm, builder)
+    _wait_until_back(farm, builder)
     farm.once(build)
 
 
@@ -62,7 +62,7 @@ def test_builder_vanishes_while_idle(farm: Farm, tell: Tell) -> None:
     (leg,) = farm.published(build)
     assert leg["builder"] == b2.fqdn
     b1.boot()
-    _back(farm, b1)
+    _wait_until_back(farm, b1)
     farm.once(build)
 
 
@@ -92,7 +92,7 @@ def test_bstore_rebooted_in_mid_upload(farm: Farm) -> None:
 
         until(half, 600, "it is being uploaded")
         farm.bstore.reboot()
-        _back(farm, farm.bstore)
+        _wait_until_back(farm, farm.bstore)
         farm.published(build)
     farm.wait_idle()
     farm.once(build)
@@ -116,7 +116,7 @@ def test_controller_rebooted(farm: Farm) -> None:
     builds = [farm.submit(farm.slow(f"queued{number}", 8)) for number in range(6)]
     farm.building_on(builds[0])
     farm.controller.reboot()
-    _back(farm, farm.controller)
+    _wait_until_back(farm, farm.controller)
     for build in builds:
         farm.published(build)
     farm.wait_idle()
@@ -133,7 +133,7 @@ def test_all_rebooted(farm: Farm) -> None:
     for machine in reversed(farm.farm):
         machine.boot()
     for machine in farm.farm:
-        _back(farm, machine)
+        _wait_until_back(farm, machine)
     farm.published(build)
     farm.wait_idle()
     farm.once(build)

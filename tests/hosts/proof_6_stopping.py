@@ -66,7 +66,7 @@ def test_upgraded_in_mid_build(farm: Farm) -> None:
 
 
 def test_watchdog(farm: Farm) -> None:
-    """A daemon that hangs is ended by its watchdog, and started anew."""
+    """A daemon that hangs is ended by its watchdog, and restarted."""
     drop_in = "/run/systemd/system/reimzul-signer.service.d/soon.conf"
     farm.bstore.run(
         f"mkdir -p {drop_in.rpartition('/')[0]}; printf '[Service]\\nWatchdogSec=8\\nTimeoutAbortSec=2\\n' >{drop_in};"

@@ -107,7 +107,7 @@ def _handed_on(run: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def inside() -> Path | None:
+def find_run_folder() -> Path | None:
     """The folder of the run whose room we are in."""
     return Path(os.environ[_INSIDE]) if _INSIDE in os.environ else None
 

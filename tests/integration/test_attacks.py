@@ -31,7 +31,7 @@ def module(store: StorePaths, tmp_path: Path) -> Iterator[str]:
         yield f"rsync://127.0.0.1:{port}/reimzul-bstore"
 
 
-def published(store: StorePaths, asked: RepogenRequest) -> dict[str, bytes]:
+def publish_upload(store: StorePaths, asked: RepogenRequest) -> dict[str, bytes]:
     """Publish an upload; what its place has."""
     leg = store_upload(uploads.copier_of(store), asked, CancelToken())
     assert leg
@@ -54,7 +54,7 @@ def test_a_receiver_that_is_still_open_changes_nothing_that_is_published(
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as attack:
         try:
             until(lambda: any(uploads.spool_of(store, asked).glob(".a-slow-file*")), 20, "rsyncd receives")
-            before = published(store, asked)
+            before = publish_upload(store, asked)
             attack.wait(60)
         finally:
             attack.kill()
@@ -70,7 +70,7 @@ def test_a_file_that_two_uploads_share_is_not_shared_with_what_is_published(
     other = store.spool / "other"
     other.mkdir()
     (other / "build.log").hardlink_to(uploads.spool_of(store, asked) / "build.log")  # were rsyncd to allow it
-    before = published(store, asked)
+    before = publish_upload(store, asked)
     (tmp_path / "build.log").write_bytes(b"another log\n")
     argv = ["rsync", "-I", "--inplace", str(tmp_path / "build.log"), f"{module}/spool/other/"]
     assert subprocess.run(argv, check=False).returncode == 4, "it is refused"

@@ -20,17 +20,17 @@ _LONGEST_TUBE = "t" * 200
 
 
 @contextlib.contextmanager
-def _started(argv: Sequence[str], port: int) -> Iterator[Any]:
+def _start_beanstalkd(argv: Sequence[str], port: int) -> Iterator[Any]:
     """A beanstalkd, killed afterwards, and a connection to it."""
 
-    def connected() -> Any:
+    def try_connect() -> Any:
         with contextlib.suppress(OSError):
             return greenstalk.Client(("127.0.0.1", port), use=_LONGEST_TUBE, encoding=None)
         return None
 
     with subprocess.Popen(argv) as process:
         try:
-            with until(connected, 10, "beanstalkd answers") as client:
+            with until(try_connect, 10, "beanstalkd answers") as client:
                 yield client
         finally:
             process.kill()
@@ -53,12 +53,12 @@ def _ready(client: Any) -> int:
 
 @pytest.mark.parametrize("size", [[], ["-z", "61000"]], ids=["default", "smaller"])
 def test_with_a_fixed_size_the_largest_job_costs_those_behind_it(tmp_path: Path, size: list[str]) -> None:
-    """beanstalkd 1.12; where this fails it is mended, and conf/beanstalkd-service.conf needs no shell any more."""
+    """beanstalkd 1.12; if this fails, beanstalkd is corrected, and its service file needs no shell any more."""
     port = free_port()
     argv = ["beanstalkd", "-l", "127.0.0.1", "-p", str(port), "-b", str(tmp_path), "-f0", *size]
-    with _started(argv, port) as client:
+    with _start_beanstalkd(argv, port) as client:
         _put_largest(client)
-    with _started(argv, port) as client:
+    with _start_beanstalkd(argv, port) as client:
         assert _ready(client) == 2
 
 
@@ -67,7 +67,7 @@ def test_as_its_unit_starts_it_no_job_costs_another(tmp_path: Path) -> None:
     folder = tmp_path / "it's a binlog"
     folder.mkdir()
     for _ in range(12):  # so that two digits follow one: binlog.9 is behind binlog.10 by name
-        with _started(beanstalkd_command(folder, port, sync_ms=0), port) as client:
+        with _start_beanstalkd(beanstalkd_command(folder, port, sync_ms=0), port) as client:
             assert _ready(client) == count
             count += _put_largest(client)
 
@@ -76,13 +76,13 @@ def test_a_held_job_stays_held_with_its_number_and_priority(tmp_path: Path) -> N
     """Also one that a worker has released held, or whose priority was changed: both are in the binlog."""
     port, held = free_port(), 10 * 365 * 86_400
     argv = beanstalkd_command(tmp_path, port, sync_ms=0)
-    with _started(argv, port) as client:
+    with _start_beanstalkd(argv, port) as client:
         put = client.put(b"put held", priority=9, delay=held)
         released = client.put(b"released held", priority=9)
         client.release(client.reserve_job(released), priority=5, delay=held)
         kicked = client.put(b"kicked", priority=9, delay=held)
         client.kick_job(kicked)
-    with _started(argv, port) as client:
+    with _start_beanstalkd(argv, port) as client:
         for number, priority, state in ((put, 9, "delayed"), (released, 5, "delayed"), (kicked, 9, "ready")):
             stats = client.stats_job(number)
             assert (stats["pri"], stats["state"]) == (priority, state)

@@ -48,7 +48,7 @@ def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def asked(answer: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_and_answer(answer: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it with a terminal to ask on, and type an answer."""
     ours, its = pty.openpty()
     os.write(ours, answer.encode())
@@ -72,7 +72,7 @@ def bury(broker: Broker, body: bytes = b"{]", tube: str = "x86_64") -> int:
     return number
 
 
-def refused(tmp_path: Path, job: int, body: bytes = b"{]", **more: object) -> None:
+def record_refusal(tmp_path: Path, job: int, body: bytes = b"{]", **more: object) -> None:
     """The notifier's record of a refusal."""
     history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
     history.record([refusal(job, begins=first_bytes(body), host="builder1.example.org", **more)])
@@ -95,7 +95,7 @@ def rows() -> dict[int, dict[str, object]]:
 def test_a_buried_job_is_shown_with_who_refused_it_and_why(ini: Path, broker: Broker, tmp_path: Path) -> None:
     body = b'{"srpm":\t"\x1b[2J\n\xff' + b"x" * 2000
     job = bury(broker, body)
-    refused(tmp_path, job, body, reason="not JSON", at=1_763_800_000.0)
+    record_refusal(tmp_path, job, body, reason="not JSON", at=1_763_800_000.0)
     shown = reimzul("buried")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.rstrip("\n").split("\t")[:5] == [
@@ -115,7 +115,7 @@ def test_a_buried_job_is_shown_with_who_refused_it_and_why(ini: Path, broker: Br
 def test_what_is_not_buried_any_more_is_not_shown(ini: Path, broker: Broker, tmp_path: Path) -> None:
     kicked, deleted, moved, still = (bury(broker) for _ in range(4))
     for job in (kicked, deleted, moved, still):
-        refused(tmp_path, job)
+        record_refusal(tmp_path, job)
     broker.kick(kicked)
     broker.delete(deleted)
     broker.delete(moved)
@@ -126,24 +126,24 @@ def test_a_number_that_another_job_has_now_does_not_lend_it_its_reason(
     ini: Path, broker: Broker, tmp_path: Path
 ) -> None:
     job = bury(broker, b"what is there now")
-    refused(tmp_path, job, b"what was there before the binlog was lost", at=2e9)
-    refused(tmp_path, job, b"what is there now", tube="i386", at=2.1e9)
+    record_refusal(tmp_path, job, b"what was there before the binlog was lost", at=2e9)
+    record_refusal(tmp_path, job, b"what is there now", tube="i386", at=2.1e9)
     assert rows()[job]["recorded"] is False
-    refused(tmp_path, job, b"what is there now", at=1e9)
+    record_refusal(tmp_path, job, b"what is there now", at=1e9)
     assert rows()[job]["since"] == "2001-09-09T01:46:40Z"
 
 
 def test_of_a_job_that_was_refused_again_the_last_time_counts(ini: Path, broker: Broker, tmp_path: Path) -> None:
     job = bury(broker)
     for at in (1e9, 1.2e9, 1.1e9):
-        refused(tmp_path, job, at=at, reason=f"refused at {at:.0f}")
+        record_refusal(tmp_path, job, at=at, reason=f"refused at {at:.0f}")
     assert (rows()[job]["since"], rows()[job]["reason"]) == ("2008-01-10T21:20:00Z", "refused at 1200000000")
 
 
 def test_what_nobody_recorded_is_counted_and_the_first_is_shown(ini: Path, broker: Broker, tmp_path: Path) -> None:
     first, known, *_ = (bury(broker, b"%d" % number) for number in range(5))
     other = bury(broker, tube="notify")
-    refused(tmp_path, known, b"1")
+    record_refusal(tmp_path, known, b"1")
     shown = reimzul("buried")
     assert [line.split("\t")[:2] for line in shown.stdout.splitlines()] == [
         ["x86_64", str(known)], ["x86_64", str(first)], ["notify", str(other)]
@@ -222,7 +222,7 @@ def test_discarded_everywhere(ini: Path, broker: Broker) -> None:
 def test_a_build_that_is_discarded_is_said_to_be_cancelled(
     ini: Path, broker: Broker, tmp_path: Path, status: str, anew: bool, told: int
 ) -> None:
-    """Where it would wait for ever: not one that was put anew, and not one that is over."""
+    """Only a build that would wait for ever: not one that was put again, and not one that is over."""
     request = BuildRequest(
         srpm="time-1.7-45.el7.src.rpm", arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
         build_id=build_id(1), timestamp="20261122120000",
@@ -273,19 +273,19 @@ def test_where_nobody_can_be_asked_nothing_is_done(ini: Path, broker: Broker, co
 
 def test_on_a_terminal_it_asks_first(ini: Path, broker: Broker) -> None:
     jobs = [bury(broker), bury(broker), bury(broker, tube="notify")]
-    no = asked("n\n", "kick", "--all")
+    no = run_and_answer("n\n", "kick", "--all")
     assert (no.returncode, no.stdout) == (1, "")
     assert "Put back 3 buried jobs (2 of x86_64, 1 of notify)? [y/N]" in no.stderr
     assert no.stderr.endswith("reimzul: nothing was done\n")
     assert {state(broker, job) for job in jobs} == {"buried"}
-    assert asked("\n", "discard", jobs[0]).returncode == 1, "no answer is no"
-    yes = asked("y\n", "discard", jobs[0])
+    assert run_and_answer("\n", "discard", jobs[0]).returncode == 1, "no answer is no"
+    yes = run_and_answer("y\n", "discard", jobs[0])
     assert (yes.returncode, yes.stdout) == (0, f"job {jobs[0]} of x86_64: deleted\n")
     assert "Delete 1 buried job (1 of x86_64)? [y/N]" in yes.stderr
 
 
 def test_where_nothing_is_buried_there_is_no_question(ini: Path, broker: Broker) -> None:
-    shown = asked("", "kick", "--all")
+    shown = run_and_answer("", "kick", "--all")
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "no buried job found\n")
 
 

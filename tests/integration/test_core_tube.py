@@ -29,7 +29,7 @@ WATCHED = {CREATEREPO.name: CREATEREPO}
 REQUEST = RepogenRequest(target="c7.x86_64")
 
 
-def reserved(broker: Broker, watched: dict[str, Tube[Any]] = WATCHED) -> ReservedJob[Any]:
+def reserve_job(broker: Broker, watched: dict[str, Tube[Any]] = WATCHED) -> ReservedJob[Any]:
     """A job that waits."""
     broker.watch(watched)
     claim = broker.reserve(watched, 5)
@@ -42,7 +42,7 @@ def reserved(broker: Broker, watched: dict[str, Tube[Any]] = WATCHED) -> Reserve
 
 def test_what_is_put_is_claimed_with_its_facts(broker: Broker) -> None:
     number = broker.put(CREATEREPO, REQUEST, priority=77, ttr=200)
-    claim = reserved(broker)
+    claim = reserve_job(broker)
     assert (claim.id, claim.message) == (number, REQUEST)
     facts = claim.stats
     assert (facts.tube, facts.priority, facts.ttr, facts.reserves) == ("createrepo", 77, 200, 1)
@@ -52,7 +52,7 @@ def test_what_is_put_is_claimed_with_its_facts(broker: Broker) -> None:
 def test_the_most_urgent_comes_first(broker: Broker) -> None:
     for priority in (8192, 1024, 4096):
         broker.put(CREATEREPO, RepogenRequest(target=f"p{priority}"), priority=priority)
-    assert [reserved(broker).message.target for _ in range(3)] == ["p1024", "p4096", "p8192"]
+    assert [reserve_job(broker).message.target for _ in range(3)] == ["p1024", "p4096", "p8192"]
 
 
 def test_a_job_is_decoded_as_its_tube_says(broker: Broker) -> None:
@@ -60,8 +60,8 @@ def test_a_job_is_decoded_as_its_tube_says(broker: Broker) -> None:
     request = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="johnny")
     broker.put(watched["x86_64"], request, priority=1)
     broker.put(CREATEREPO, REQUEST, priority=2)
-    assert reserved(broker, watched).message == request
-    assert reserved(broker, watched).message == REQUEST
+    assert reserve_job(broker, watched).message == request
+    assert reserve_job(broker, watched).message == REQUEST
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_job_is_decoded_as_its_tube_says(broker: Broker) -> None:
 def test_results_are_told_before_progress(broker: Broker, status: str, priority: int) -> None:
     request = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="johnny")
     broker.announce(event_for(request, status))
-    assert reserved(broker, {NOTIFY.name: NOTIFY}).stats.priority == priority
+    assert reserve_job(broker, {NOTIFY.name: NOTIFY}).stats.priority == priority
 
 
 def test_only_watched_tubes_are_claimed_from(broker: Broker) -> None:
@@ -89,8 +89,8 @@ def test_a_tube_nobody_ever_used_is_empty(broker: Broker) -> None:
 def test_a_tube_is_counted(broker: Broker) -> None:
     for delay in (0, 0, 0, 600):
         broker.put(CREATEREPO, REQUEST, priority=1, delay=delay)
-    reserved(broker).bury()
-    reserved(broker)
+    reserve_job(broker).bury()
+    reserve_job(broker)
     stats = broker.tube_stats("createrepo")
     assert (stats.ready, stats.reserved, stats.delayed, stats.buried, stats.watchers) == (1, 1, 1, 1, 1)
 
@@ -104,7 +104,7 @@ def test_a_job_is_ready_as_soon_as_it_is_put(broker: Broker) -> None:
 def test_two_tubes_are_told_apart_and_one_costs_no_question(broker: Broker) -> None:
     broker.put(CREATEREPO, REQUEST, priority=1)
     both: dict[str, Tube[Any]] = {TOSIGN.name: TOSIGN, **WATCHED}
-    assert reserved(broker, both).tube is CREATEREPO
+    assert reserve_job(broker, both).tube is CREATEREPO
     claim = reserved_after_put(broker)
     assert claim._facts is None
     assert repr(claim) == f"job {claim.id} of createrepo"
@@ -124,13 +124,13 @@ def test_a_server_is_asked_for_its_state(broker: Broker) -> None:
 @pytest.mark.parametrize("settle", [lambda claim: claim.release(0), lambda claim: claim.bury()], ids=["again", "bury"])
 def test_a_job_that_comes_back_keeps_its_priority(broker: Broker, settle: Callable[[ReservedJob[Any]], None]) -> None:
     number = broker.put(CREATEREPO, REQUEST, priority=77)
-    settle(reserved(broker))
+    settle(reserve_job(broker))
     assert broker.client.stats_job(number)["pri"] == 77
 
 
 def test_a_pause_is_kept(broker: Broker) -> None:
     number = broker.put(CREATEREPO, REQUEST, priority=77)
-    reserved(broker).release(600)
+    reserve_job(broker).release(600)
     stats = broker.client.stats_job(number)
     assert (stats["state"], stats["delay"]) == ("delayed", 600)
 
@@ -145,7 +145,7 @@ def test_what_is_done_is_gone(broker: Broker) -> None:
 
 def reserved_after_put(broker: Broker, **given: Any) -> ReservedJob[Any]:
     broker.put(CREATEREPO, REQUEST, **{"priority": 77, **given})
-    return reserved(broker)
+    return reserve_job(broker)
 
 
 def test_a_claim_is_kept_beyond_its_time_by_touching(broker: Broker) -> None:
@@ -228,7 +228,7 @@ def test_one_lost_claim_does_not_stop_the_others_being_kept(broker: Broker) -> N
 def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> None:
     assert broker.first_buried("createrepo") is None
     number = broker.put_raw("createrepo", b"\xff", priority=5)
-    reserved(broker).bury()
+    reserve_job(broker).bury()
     assert broker.first_buried("createrepo") == (number, b"\xff")
     assert (broker.peek(number), broker.job_stats(number).state) == (b"\xff", "buried")
     broker.kick(number)
@@ -245,7 +245,7 @@ def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> Non
 def test_a_closed_connection_gives_its_jobs_to_others_at_once(beanstalkd: Beanstalkd, broker: Broker) -> None:
     with beanstalkd.connect() as dying:
         claim = reserved_after_put(dying)
-    assert reserved(broker).id == claim.id
+    assert reserve_job(broker).id == claim.id
     assert broker.client.stats_job(claim.id)["reserves"] == 2
 
 
@@ -270,7 +270,7 @@ def test_a_job_taken_back_is_touched_again(beanstalkd: Beanstalkd, broker: Broke
 def test_a_job_another_took_is_not_taken_back(beanstalkd: Beanstalkd, broker: Broker) -> None:
     with beanstalkd.connect() as lost:
         claim = reserved_after_put(lost)
-    other = reserved(broker)
+    other = reserve_job(broker)
     with beanstalkd.connect() as again:
         with pytest.raises(ReservationLost):
             again.re_reserve(claim)
@@ -305,7 +305,7 @@ def test_a_short_lived_job_lost_on_its_way_to_us_is_no_claim(broker: Broker, mon
 
 def test_a_body_that_is_not_utf8_is_a_claim_that_can_be_buried(broker: Broker) -> None:
     broker.put_raw("createrepo", b"\xff\xfe{\r\n", priority=1)
-    claim = reserved(broker)
+    claim = reserve_job(broker)
     assert claim.body == b"\xff\xfe{\r\n"
     with pytest.raises(InvalidMessage):
         _ = claim.message
@@ -318,7 +318,7 @@ def test_the_largest_body_passes_and_a_larger_one_is_refused(broker: Broker) -> 
     broker.put_raw("createrepo", b"a" * largest, priority=1)
     with pytest.raises(InvalidMessage, match="larger than beanstalkd takes"):
         broker.put_raw("createrepo", b"a" * (largest + 1), priority=1)
-    assert len(reserved(broker).body) == largest, "the connection goes on"
+    assert len(reserve_job(broker).body) == largest, "the connection goes on"
 
 
 # --- broken links
@@ -462,12 +462,12 @@ def test_a_job_that_a_full_beanstalkd_let_go_of_is_put_anew(
     claim = broker.reserve({CREATEREPO.name: CREATEREPO}, 1)
     assert claim
 
-    def full(*_: object, **__: object) -> None:
+    def raise_out_of_memory(*_: object, **__: object) -> None:
         client.delete(number)  # nobody can get at it any more; to delete it is as near as a test comes to that
         raise greenstalk.OutOfMemoryError(b"")
 
     client = broker.client
-    monkeypatch.setattr(client, refused, full)
+    monkeypatch.setattr(client, refused, raise_out_of_memory)
     with pytest.raises(RetryLater):
         claim.release(5) if refused == "release" else claim.bury()
     assert claim.is_orphaned

@@ -389,8 +389,8 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_nothing_outlives_a_farm(tmp_path: Path, end: str) -> None:
     state = tmp_path / "state"
-    with started(state) as command:
-        assert "reimzul-submit" in until(lambda: said(command, state), 30, "the farm is up")
+    with start_farm(state) as command:
+        assert "reimzul-submit" in until(lambda: read_instructions(command, state), 30, "the farm is up")
         ports = ports_of(state)
         assert len(ports) > 20
         send(command, *ENDS[end])
@@ -403,7 +403,7 @@ def test_nothing_outlives_a_farm(tmp_path: Path, end: str) -> None:
 def test_nothing_outlives_a_farm_killed_while_it_starts(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     state = tmp_path / "state"
-    with started(state) as command:
+    with start_farm(state) as command:
         with pytest.raises(subprocess.TimeoutExpired):
             command.wait(chance.uniform(0.1, 2.0))
         send(command, chance.choice(["outer", "inner", "group"]), chance.choice([signal.SIGKILL, signal.SIGINT]))
@@ -424,7 +424,7 @@ def test_a_part_started_after_ctrl_c_can_still_be_ended() -> None:
 
 
 @contextlib.contextmanager
-def started(state: Path) -> Iterator[subprocess.Popen[bytes]]:
+def start_farm(state: Path) -> Iterator[subprocess.Popen[bytes]]:
     argv = [*DEVFARM, "up", "--state", str(state)]
     log = state.parent / "out"
     with log.open("wb") as out, subprocess.Popen(argv, stdout=out, stderr=out, start_new_session=True) as command:
@@ -434,7 +434,7 @@ def started(state: Path) -> Iterator[subprocess.Popen[bytes]]:
             command.kill()
 
 
-def said(command: subprocess.Popen[bytes], state: Path) -> str:
+def read_instructions(command: subprocess.Popen[bytes], state: Path) -> str:
     out = (state.parent / "out").read_text()
     assert command.poll() is None, out
     return out if "Ctrl-C ends the farm" in out else ""

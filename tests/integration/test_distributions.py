@@ -54,7 +54,7 @@ def source(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed_wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel that was built from the source distribution, and nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -78,8 +78,8 @@ def test_the_source_distribution_has_every_file_of_the_checkout(tree: Path, sour
     assert files(tree) - files(source) == set()
 
 
-def test_an_installed_wheel_has_every_configuration_and_unit(installed: Path) -> None:
-    (package,) = installed.glob("lib/python3.*/site-packages/reimzul")
+def test_an_installed_wheel_has_every_configuration_and_unit(installed_wheel: Path) -> None:
+    (package,) = installed_wheel.glob("lib/python3.*/site-packages/reimzul")
     for folder in ("conf", "systemd"):
         for path in (TREE / folder).iterdir():
             assert (package / "data" / folder / path.name).read_bytes() == path.read_bytes()
@@ -88,8 +88,8 @@ def test_an_installed_wheel_has_every_configuration_and_unit(installed: Path) ->
             assert (package / "pages" / folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_description_on_pypi_is_the_readme_with_absolute_links(installed: Path) -> None:
-    (file,) = installed.glob("lib/python3.*/site-packages/reimzul-*.dist-info/METADATA")
+def test_the_description_on_pypi_is_the_readme_with_absolute_links(installed_wheel: Path) -> None:
+    (file,) = installed_wheel.glob("lib/python3.*/site-packages/reimzul-*.dist-info/METADATA")
     metadata = email.message_from_string(file.read_text(encoding="utf-8"))
     description, readme = str(metadata.get_payload()), (TREE / "README.md").read_text(encoding="utf-8")
     urls = dict(row.split(", ") for row in metadata.get_all("Project-URL", []))
@@ -104,7 +104,7 @@ def test_the_description_on_pypi_is_the_readme_with_absolute_links(installed: Pa
 
 
 @pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
-def test_a_host_is_set_up_from_an_installed_wheel(installed: Path, tmp_path: Path, role: str) -> None:
+def test_a_host_is_set_up_from_an_installed_wheel(installed_wheel: Path, tmp_path: Path, role: str) -> None:
     root = tmp_path / "root"
     (root / "usr/lib/systemd/system").mkdir(parents=True)
     for unit in UNITS:  # the distribution's services; a wheel brings no units
@@ -118,25 +118,25 @@ def test_a_host_is_set_up_from_an_installed_wheel(installed: Path, tmp_path: Pat
     options += ("--bstore", "s.example.org") if role == "builder" else ()
     # the libraries are the ones the tests have; the package is not
     libraries = sysconfig.get_path("purelib")
-    command = (installed / "bin/reimzul", "setup", role, "--root", root, *options)
+    command = (installed_wheel / "bin/reimzul", "setup", role, "--root", root, *options)
     shown = run(*command, "--dry-run", cwd=tmp_path, PYTHONPATH=libraries)
     assert "+++ /etc/stunnel/reimzul.conf" in shown
     assert list(root.glob("etc/stunnel/*")) == []
     run(*command, cwd=tmp_path, PYTHONPATH=libraries)
     unit = {"controller": "notifier", "bstore": "signer", "builder": "worker@"}[role]
     text = (root / f"etc/systemd/system/reimzul-{unit}.service").read_text()
-    assert f"\nExecStart={installed}/bin/reimzul-" in text
+    assert f"\nExecStart={installed_wheel}/bin/reimzul-" in text
     assert (root / "etc/sysusers.d/reimzul.conf").exists()
     assert (root / "etc/tmpfiles.d/reimzul.conf").exists()
 
 
-def test_user_and_folders_are_made_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+def test_user_and_folders_are_made_from_an_installed_wheel(installed_wheel: Path, tmp_path: Path) -> None:
     machine = PrivateMachine(tmp_path / "machine", TREE)
     done = machine.run(
         "mount -t tmpfs tmpfs /run\n"  # no systemd runs there, and the lock is the test's own
         "sed -i /^reimzul:/d /etc/passwd /etc/group\n"
         * (not os.geteuid())
-        + f"{installed}/bin/reimzul setup controller\n"
+        + f"{installed_wheel}/bin/reimzul setup controller\n"
         "stat -c '%n %U:%G %a' /etc/reimzul/reimzul.ini /srv/reimzul/notifier /etc/stunnel/reimzul-psk-all.txt\n",
         PYTHONPATH=sysconfig.get_path("purelib"),
         PATH=os.environ["PATH"],

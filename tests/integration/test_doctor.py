@@ -32,8 +32,8 @@ from reimzul.admin.doctor import (
     builder,
     controller,
     host,
+    links,
     network,
-    public_url,
     run_checks,
     services,
 )
@@ -95,13 +95,13 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def at(port: int) -> Ini:
+def make_ini(port: int) -> Ini:
     return {"beanstalkd": {"host": "127.0.0.1", "port": port}}
 
 
 def test_a_beanstalkd_that_keeps_its_jobs_is_well(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
     broker.put_raw(controller.TEST_TUBE, b"left by a doctor that was killed", priority=0)
-    whom = patient(tmp_path, at(beanstalkd.port), "controller")
+    whom = patient(tmp_path, make_ini(beanstalkd.port), "controller")
     found = look(controller.beanstalkd_checks, whom)
     assert found["beanstalkd"].level == OK
     assert "binlog" in found["beanstalkd"].message
@@ -110,7 +110,7 @@ def test_a_beanstalkd_that_keeps_its_jobs_is_well(tmp_path: Path, beanstalkd: Be
 
 def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path) -> None:
     with a_beanstalkd() as (port, process):
-        whom = patient(tmp_path, at(port), "controller")
+        whom = patient(tmp_path, make_ini(port), "controller")
         assert look(controller.beanstalkd_checks, whom)["beanstalkd"].message.startswith("beanstalkd writes no binlog")
         process.send_signal(signal.SIGUSR1)  # beanstalkd(1): drain mode
         until(lambda: "draining" in look(controller.beanstalkd_checks, whom)["beanstalkd"].message, 20, "it drains")
@@ -119,7 +119,7 @@ def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path)
 
 def test_a_beanstalkd_that_could_not_read_its_largest_job_is_named(tmp_path: Path) -> None:
     with a_beanstalkd("-b", str(tmp_path)) as (port, _):
-        found = look(controller.beanstalkd_checks, patient(tmp_path, at(port), "controller"))["binlog"]
+        found = look(controller.beanstalkd_checks, patient(tmp_path, make_ini(port), "controller"))["binlog"]
     assert (found.level, "takes jobs of 65,535 bytes" in found.message) == (WARN, True)
     assert found.hint.startswith("reimzul setup controller")
 
@@ -127,7 +127,7 @@ def test_a_beanstalkd_that_could_not_read_its_largest_job_is_named(tmp_path: Pat
 def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
     tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
 ) -> None:
-    whom = patient(tmp_path, at(beanstalkd.port), "controller")
+    whom = patient(tmp_path, make_ini(beanstalkd.port), "controller")
     with contextlib.ExitStack() as daemons:
         for tube in ("notify", "createrepo", "tosign", "x86_64"):
             daemons.enter_context(beanstalkd.connect()).watch([tube])
@@ -237,7 +237,7 @@ def test_links_have_to_lead_to_the_store(tmp_path: Path) -> None:
 
 
 def examine_links(folder: Path, store: Mapping[str, object]) -> Finding:
-    return look(public_url.checks, patient(folder, {"bstore": store}, "controller"))["store.public"]
+    return look(links.public_checks, patient(folder, {"bstore": store}, "controller"))["store.public"]
 
 
 def test_a_link_that_leads_on_is_named(tmp_path: Path) -> None:
@@ -528,7 +528,9 @@ def test_configurations_have_to_be_the_users_who_pulls_them(tmp_path: Path, chec
 
 
 def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
-    whom = patient(tmp_path, {**at(beanstalkd.port), "worker": {"fqdn": "b1.farm.test", "max_load": 1}}, "builder")
+    whom = patient(
+        tmp_path, {**make_ini(beanstalkd.port), "worker": {"fqdn": "b1.farm.test", "max_load": 1}}, "builder"
+    )
     assert look(builder.checks, whom)["drained"].level == OK
     set_flag(broker, drain_tube("b1.farm.test"), new_flag(by="johnny", why="its disk is swapped"))
     found = look(builder.checks, whom)["drained"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.admin.doctor import FAIL, OK, WARN, Finding, batches, host, run_checks
+from reimzul.admin.doctor import FAIL, OK, WARN, Finding, controller, host, run_checks
 from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube
 from reimzul.core.config import load_file
 from reimzul.core.message import BuildRequest, Status, event_for
@@ -28,7 +28,8 @@ def stand(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> Iterator[St
 
 
 def look(stand: Stand) -> dict[str, Finding]:
-    checks = batches.checks(host.find_host(load_file(stand.ini), stand.ini, ["controller"], stand.folder / "none"))
+    examined = host.find_host(load_file(stand.ini), stand.ini, ["controller"], stand.folder / "none")
+    checks = controller.batch_checks(examined)
     return {finding.name: finding for finding in run_checks(checks)}
 
 

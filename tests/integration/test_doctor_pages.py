@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.admin.doctor import FAIL, OK, WARN, Finding, host, pages
+from reimzul.admin.doctor import FAIL, OK, WARN, Finding, host, links
 from tests import webserver
 from tests.conftest import free_port
 from tests.integration.test_doctor import Ini, look, patient
@@ -44,7 +44,7 @@ def root_of(server: http.server.ThreadingHTTPServer) -> str:
 def examine(folder: Path, url: str, store: str = "") -> dict[str, Finding]:
     """What doctor finds on a controller whose pages have this URL."""
     settings: Ini = {"pages": {"url": url, "folder": folder}, "bstore": {"base_url": store or f"{url}bstore/repo/"}}
-    return look(pages.checks, patient(folder, settings, "controller"))
+    return look(links.pages_checks, patient(folder, settings, "controller"))
 
 
 def test_pages_that_are_served_and_fresh_are_well(folder: Path, server: http.server.ThreadingHTTPServer) -> None:
@@ -55,12 +55,12 @@ def test_pages_that_are_served_and_fresh_are_well(folder: Path, server: http.ser
 
 def test_a_farm_without_pages_has_no_such_check(tmp_path: Path) -> None:
     whom = patient(tmp_path, {"pages": {"folder": tmp_path}}, "controller")
-    assert look(pages.checks, whom) == {}
+    assert look(links.pages_checks, whom) == {}
     assert "folder.pages" not in {check.name for check in host.folder_checks(whom)}
 
 
 def test_pages_that_nobody_makes_any_more_are_old(folder: Path, server: http.server.ThreadingHTTPServer) -> None:
-    then = time.time() - pages.MAX_AGE_SECONDS - 1000
+    then = time.time() - links.MAX_PAGES_AGE_SECONDS - 1000
     os.utime(folder / "status.json", (then, then))
     found = examine(folder, root_of(server))["pages"]
     assert (found.level, "18 min" in found.message) == (FAIL, True), found
@@ -89,7 +89,7 @@ def test_a_web_server_that_is_away_is_named(folder: Path) -> None:
 def test_links_have_to_lead_to_the_pages(
     folder: Path, server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "find_root", lambda _: root_of(server))
+    monkeypatch.setattr(links, "find_pages_root", lambda _: root_of(server))
     assert (
         examine(folder, f"http://localhost:{server.server_port}/", f"{root_of(server)}bstore/repo/")["pages"].level
         == OK

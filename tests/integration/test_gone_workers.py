@@ -66,7 +66,7 @@ Others = Callable[..., Other]
 
 
 @pytest.fixture
-def others(beanstalkd: Beanstalkd) -> Iterator[Others]:
+def other_workers(beanstalkd: Beanstalkd) -> Iterator[Others]:
     """Makes workers of other hosts, which stay connected to the end."""
     with contextlib.ExitStack() as at_the_end:
 
@@ -105,14 +105,14 @@ def hand(number: int = 9) -> CurrentBuild:
 # --- real workers
 
 
-def there(count: int) -> None:
+def wait_for_workers(count: int) -> None:
     until(lambda: len(workers()) == count, 30, f"{count} are there")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_worker_that_ended_leaves_the_list(host: Host, controller: Running, number: signal.Signals) -> None:
     worker = host.start("b1")
-    there(1)
+    wait_for_workers(1)
     worker.send_signal(number)
     worker.wait(20)
     began = time.monotonic()
@@ -123,7 +123,7 @@ def test_a_worker_that_ended_leaves_the_list(host: Host, controller: Running, nu
 
 def test_one_that_was_told_to_end_says_so(host: Host, controller: Running) -> None:
     worker = host.start("b1")
-    there(1)
+    wait_for_workers(1)
     file = WorkerStore(controller.folder / "presence.sqlite")
     worker.terminate()
     worker.wait(20)
@@ -135,7 +135,7 @@ def test_a_worker_that_starts_again_is_there_once(
 ) -> None:
     monkeypatch.setenv("REIMZUL_INSTANCE", "1")
     worker = host.start("b1")
-    there(1)
+    wait_for_workers(1)
     (before,) = workers()
     worker.kill()
     worker.wait(20)
@@ -153,12 +153,12 @@ def test_a_worker_in_quarantine_is_there(host: Host, controller: Running, broker
 
 
 def test_two_processes_of_one_name_are_said(
-    host: Host, controller: Running, others: Others, monkeypatch: pytest.MonkeyPatch
+    host: Host, controller: Running, other_workers: Others, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REIMZUL_INSTANCE", "1")
     host.start("b1", presence=5)
-    there(1)
-    second = others("a", "1")
+    wait_for_workers(1)
+    second = other_workers("a", "1")
     second.about["boot"] = workers()[0]["boot"]
     second.say()
     until(lambda: len([each for each in workers() if each["name_shared"]]) == 2, 60, "it is said")
@@ -176,7 +176,7 @@ def test_a_builder_with_a_clock_in_1970_or_2099_builds(
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path / "clock"))
         host.start("b1")
-    there(1)
+    wait_for_workers(1)
     (shown,) = workers()
     assert shown["skew"] == pytest.approx(clock - time.time(), abs=300)
     asked = request("plain", build_id="", timestamp="")  # of a client of the original: the builder completes it
@@ -201,21 +201,21 @@ def test_a_builder_with_a_clock_in_1970_or_2099_builds(
 # --- hosts
 
 
-def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running, others: Others) -> None:
+def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running, other_workers: Others) -> None:
     """Though the connections of the earlier one still stand: it lost its power, and nobody has noticed."""
-    before = [others("a", "1"), others("b", "1", instance="2")]
+    before = [other_workers("a", "1"), other_workers("b", "1", instance="2")]
     for each in before:
         each.say(state="building", build=hand())
     are("a", "b")
-    others("c", "2").say()
+    other_workers("c", "2").say()
     are("c")
     assert workers()[0]["name_shared"] is None
     assert told("drain", "b1")["building"] == []
     told("resume", "b1")
 
 
-def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, others: Others) -> None:
-    one, other = others("a", "1"), others("b", "2", instance="4711")
+def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, other_workers: Others) -> None:
+    one, other = other_workers("a", "1"), other_workers("b", "2", instance="4711")
     settings = load_file(controller.folder / "reimzul.ini")
 
     def look() -> Finding:
@@ -248,8 +248,8 @@ def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Runni
     assert look().level == "warn", "the farm works without it"
 
 
-def test_the_gone_are_not_counted(controller: Running, others: Others, broker: Broker) -> None:
-    gone, here = others("a", "1"), others("b", "2", host="b2.example.org")
+def test_the_gone_are_not_counted(controller: Running, other_workers: Others, broker: Broker) -> None:
+    gone, here = other_workers("a", "1"), other_workers("b", "2", host="b2.example.org")
     gone.say(state="building", build=hand())
     here.say()
     are("a", "b")
@@ -269,8 +269,8 @@ def test_the_gone_are_not_counted(controller: Running, others: Others, broker: B
     assert [each.heartbeat.host for each in drop_disconnected(broker, seen)] == ["b2.example.org"]
 
 
-def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, others: Others) -> None:
-    old = others("a", "1")
+def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, other_workers: Others) -> None:
+    old = other_workers("a", "1")
     old.about.update(session="", boot="")
     old.say()
     until(lambda: [each["session"] for each in workers()] == [None], 30, "it is there")
@@ -282,10 +282,10 @@ def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, 
 # --- clocks
 
 
-def test_a_clock_that_is_far_off_is_said(controller: Running, others: Others) -> None:
-    others("a", "1").say(clock=7200)
-    others("b", "2", host="b2.example.org").say(clock=-MAX_SKEW_SECONDS / 2)
-    others("c", "3", host="b3.example.org").say(clock=-600, state="building", build=hand())
+def test_a_clock_that_is_far_off_is_said(controller: Running, other_workers: Others) -> None:
+    other_workers("a", "1").say(clock=7200)
+    other_workers("b", "2", host="b2.example.org").say(clock=-MAX_SKEW_SECONDS / 2)
+    other_workers("c", "3", host="b3.example.org").say(clock=-600, state="building", build=hand())
     are("a", "b", "c")
     ahead, right, behind = workers()
     assert ahead["skew"] == pytest.approx(7200, abs=3)

@@ -22,7 +22,7 @@ on_one_package = settings(suppress_health_check=[HealthCheck.function_scoped_fix
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real packages of the kinds a farm meets."""
     folder = tmp_path_factory.mktemp("headers")
     limited = srpms.compiled("limited", exclusive_arch="x86_64 %{arm}", exclude_arch="s390x")
@@ -54,8 +54,8 @@ def refusal(path: Path) -> str:
 # --- whole packages
 
 
-def test_a_source_rpm(made: dict[str, Path]) -> None:
-    header = read_source_header(made["hello"])
+def test_a_source_rpm(made_packages: dict[str, Path]) -> None:
+    header = read_source_header(made_packages["hello"])
     assert header.is_source
     assert header.epoch is None
     assert (header.name, header.version, header.release, header.evr) == ("hello", "1.0", "1", "1.0-1")
@@ -64,26 +64,26 @@ def test_a_source_rpm(made: dict[str, Path]) -> None:
     assert header.exclusive_arch == header.exclude_arch == header.build_archs == ()
 
 
-def test_an_epoch_is_told_in_the_nevra_alone(made: dict[str, Path]) -> None:
-    header = read_source_header(made["aged"])
+def test_an_epoch_is_told_in_the_nevra_alone(made_packages: dict[str, Path]) -> None:
+    header = read_source_header(made_packages["aged"])
     assert (header.epoch, header.evr, header.nevra) == (3, "2.0~rc1-1", "aged-3:2.0~rc1-1.src")
     assert header.build_archs == ("noarch",)
 
 
-def test_arches_are_told_with_their_macros_expanded(made: dict[str, Path]) -> None:
-    header = read_source_header(made["limited"])
+def test_arches_are_told_with_their_macros_expanded(made_packages: dict[str, Path]) -> None:
+    header = read_source_header(made_packages["limited"])
     assert header.exclusive_arch[0] == "x86_64"
     assert "armv7hl" in header.exclusive_arch
     assert header.exclude_arch == ("s390x",)
 
 
-def test_a_binary_rpm_is_read_and_is_no_source(made: dict[str, Path]) -> None:
-    header = read_header(made["binary"])
+def test_a_binary_rpm_is_read_and_is_no_source(made_packages: dict[str, Path]) -> None:
+    header = read_header(made_packages["binary"])
     assert not header.is_source
     assert header.arch == "noarch"
     assert header.nevra == "aged-3:2.0~rc1-1.noarch"
     with pytest.raises(InputError, match=r"a binary rpm \(aged-3:2.0~rc1-1.noarch\), not a source rpm$"):
-        read_source_header(made["binary"])
+        read_source_header(made_packages["binary"])
 
 
 # --- no packages
@@ -96,8 +96,8 @@ def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "pipe.src.rpm") == "illegal seek"
 
 
-def test_a_name_too_long_for_a_place_is_refused(made: dict[str, Path]) -> None:
-    assert refusal(made["long"]).endswith("is longer than 200 characters")
+def test_a_name_too_long_for_a_place_is_refused(made_packages: dict[str, Path]) -> None:
+    assert refusal(made_packages["long"]).endswith("is longer than 200 characters")
 
 
 @given(content=st.binary(max_size=300))
@@ -109,8 +109,8 @@ def test_noise_is_no_package(scratch: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 3, 4, 95, 96, 104, 111, 112, 200, 1000, -1000, -8, -1])
-def test_a_package_cut_short_is_told_from_no_package(made: dict[str, Path], scratch: Path, keep: int) -> None:
-    whole = made["hello"].read_bytes()
+def test_a_package_cut_short_is_told_from_no_package(made_packages: dict[str, Path], scratch: Path, keep: int) -> None:
+    whole = made_packages["hello"].read_bytes()
     scratch.write_bytes(whole[:keep])
     begins = "not an rpm package" if 0 <= keep < 4 else "truncated"
     assert refusal(scratch).startswith(begins)
@@ -120,16 +120,16 @@ def test_a_package_cut_short_is_told_from_no_package(made: dict[str, Path], scra
 
 @given(st.data())
 @on_one_package
-def test_wherever_it_is_cut_it_is_refused(made: dict[str, Path], scratch: Path, data: st.DataObject) -> None:
-    whole = made["hello"].read_bytes()
+def test_wherever_it_is_cut_it_is_refused(made_packages: dict[str, Path], scratch: Path, data: st.DataObject) -> None:
+    whole = made_packages["hello"].read_bytes()
     scratch.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     refusal(scratch)
 
 
 @given(st.data())
 @on_one_package
-def test_damage_is_refused_or_does_no_harm(made: dict[str, Path], scratch: Path, data: st.DataObject) -> None:
-    damaged = bytearray(made["hello"].read_bytes())
+def test_damage_is_refused_or_does_no_harm(made_packages: dict[str, Path], scratch: Path, data: st.DataObject) -> None:
+    damaged = bytearray(made_packages["hello"].read_bytes())
     places = st.integers(0, len(damaged) - 1) | st.integers(0, 2000)
     for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=20)):
         damaged[place] = byte
@@ -140,8 +140,8 @@ def test_damage_is_refused_or_does_no_harm(made: dict[str, Path], scratch: Path,
         assert str(error).isprintable()  # noqa: PT017  damage may hit what nobody reads
 
 
-def test_damage_to_the_header_itself_is_always_seen(made: dict[str, Path], scratch: Path) -> None:
-    whole = made["hello"].read_bytes()
+def test_damage_to_the_header_itself_is_always_seen(made_packages: dict[str, Path], scratch: Path) -> None:
+    whole = made_packages["hello"].read_bytes()
     at = whole.rindex(b"A package for tests")  # its description, under the header's digest
     scratch.write_bytes(whole[:at] + b"B" + whole[at + 1 :])
     assert refusal(scratch).startswith("truncated or damaged")
@@ -151,17 +151,17 @@ def test_damage_to_the_header_itself_is_always_seen(made: dict[str, Path], scrat
 
 
 def test_librpm_says_nothing_on_our_stderr(
-    made: dict[str, Path], scratch: Path, capfd: pytest.CaptureFixture[str]
+    made_packages: dict[str, Path], scratch: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    scratch.write_bytes(made["hello"].read_bytes()[:1000])
+    scratch.write_bytes(made_packages["hello"].read_bytes()[:1000])
     refusal(scratch)
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_descriptor_is_left_open(made: dict[str, Path], scratch: Path) -> None:
+def test_no_descriptor_is_left_open(made_packages: dict[str, Path], scratch: Path) -> None:
     scratch.write_bytes(b"noise")
     before = os.listdir("/proc/self/fd")
-    for path in (made["hello"], scratch):
+    for path in (made_packages["hello"], scratch):
         with contextlib.suppress(InputError):
             read_header(path)
     assert os.listdir("/proc/self/fd") == before

@@ -98,7 +98,7 @@ class Talker:
         return time.monotonic() - began
 
     def wait_until_up(self) -> None:
-        """Wait until it is connected; if it is not, tell what it said instead."""
+        """Wait until the bot is connected; fail with its log if it is not."""
         try:
             until(self.is_up, BOUND_SECONDS, "it is there")
         except AssertionError as error:
@@ -137,7 +137,7 @@ def result(number: int = 1, status: str = "Failed", **more: Any) -> dict[str, An
 def test_systemd_hears_that_it_is_alive_with_irc_and_without(
     talker: Talker, ngircd: Ngircd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager = Manager.within(tmp_path)
+    manager = Manager.make_in(tmp_path)
     for name, text in manager.environment().items():
         monkeypatch.setenv(name, text)
     talker.start()
@@ -481,7 +481,7 @@ class SaslServer:
 
 
 class WordyServer(SaslServer):
-    """One that answers as it is told, by how the line begins."""
+    """A server that sends prepared answers, chosen by the beginning of the line."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.answers, self.heard = answers, list[str]()

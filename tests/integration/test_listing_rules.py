@@ -15,12 +15,11 @@ from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignR
 from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import StorePaths, leg_key
-from reimzul.core.unlisted import read_records
 from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup, createrepo
-from reimzul.store.listing import ListingCache
+from reimzul.store.listing import ListingCache, read_records
 from reimzul.tosign.daemon import find_signable, stage_leg
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -383,7 +382,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
     rpms = farm.rpms("two", "greet")
     steps = uploads.Steps(monkeypatch)
 
-    def whole() -> None:
+    def run_to_the_end() -> None:
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
             taken(farm.broker, tube)
@@ -394,9 +393,9 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         steps.die_at, steps.count = step, 0
         work(farm.daemon)
 
-    for _ in steps.deaths(whole):
+    for _ in steps.deaths(run_to_the_end):
         with pytest.raises(uploads.Died):
-            whole()
+            run_to_the_end()
         steps.live()
         work(farm.daemon)
         (owner,) = farm.owners()
@@ -419,7 +418,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
     shutil.copytree(farm.store.root, saved, symlinks=True)
     steps = uploads.Steps(monkeypatch)
 
-    def whole() -> None:
+    def run_to_the_end() -> None:
         step, steps.die_at = steps.die_at, -1
         fs._SYNCED.clear()
         shutil.rmtree(farm.store.root)
@@ -431,9 +430,9 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
         for build in find_signable(farm.store, request):
             stage_leg(ListingCache(farm.store), build, CancelToken())
 
-    for _ in steps.deaths(whole):
+    for _ in steps.deaths(run_to_the_end):
         with pytest.raises(uploads.Died):
-            whole()
+            run_to_the_end()
         steps.live()
         stage_all()
         assert [path.name.rpartition(".")[2] for path in (farm.store.tosign / TARGET).iterdir()] == [second.build_id]

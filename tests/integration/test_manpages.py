@@ -37,23 +37,23 @@ def test_groff_has_nothing_to_say_about_any_page(pages: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), file
 
 
-def rendered(page: Path) -> str:
+def render_page(page: Path) -> str:
     argv = ["groff", "-man", "-Tascii", "-P-cbou", "-rLL=200n", str(page)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
     return " ".join(done.stdout.split())
 
 
 def test_a_page_reads_as_it_was_meant(pages: Path) -> None:
-    text = rendered(pages / "man1/reimzul-submit.1")
+    text = render_page(pages / "man1/reimzul-submit.1")
     assert text.startswith("REIMZUL-SUBMIT(1) Reimzul REIMZUL-SUBMIT(1) NAME reimzul-submit - ")
     assert "reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u" in text
     assert "reimzul-submit -s ~/rpmbuild/SRPMS/time-1.9-1.src.rpm" in text
-    text = rendered(pages / "man5/reimzul.ini.5")
+    text = render_page(pages / "man5/reimzul.ini.5")
     assert "port = 11300" in text
 
 
 def test_the_wire_formats_page_has_its_sections_its_fields_and_its_examples(pages: Path) -> None:
-    text = rendered(pages / "man7/reimzul-wire.7")
+    text = render_page(pages / "man7/reimzul-wire.7")
     assert "NAME reimzul-wire - messages in the tubes DESCRIPTION" in text
     assert "srpm_sha256 64 hex digits; the worker checks its download against it" in text
     assert '"build_id": "72b893f8a184418d84b59b138dc8e7ad"' in text

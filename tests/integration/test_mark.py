@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks on a real beanstalkd: they hold for all, across its restart, and a request put anew heeds them either way."""
+"""Control flags on a real beanstalkd: everybody sees them, also after its restart, and requeued requests obey."""
 
 from __future__ import annotations
 

@@ -62,17 +62,17 @@ class Mock:
 
     def run(self, *words: object, env: Optional[dict[str, str]] = None) -> tuple[int, str]:
         """Called as the worker calls it; the exit code and stderr. stdout is always empty."""
-        process = self.start(*self.usual(), *words, env=env)
+        process = self.start(*self.usual_options(), *words, env=env)
         said, complaint = process.communicate(timeout=120)
         assert said == ""
         return process.returncode, complaint
 
-    def usual(self) -> list[str]:
+    def usual_options(self) -> list[str]:
         return [f"--resultdir={self.results}", "--define", "dist .el7", "--cleanup-after"]
 
     def building(self, *words: object) -> subprocess.Popen[str]:
         """Start a slow build, and wait until it is in its %build."""
-        process = self.start(*self.usual(), *words, self.source("slow", srpms.slow()))
+        process = self.start(*self.usual_options(), *words, self.source("slow", srpms.slow()))
         # tail ends by itself where the build ends before it ticks
         tail = ["tail", "-n", "+1", "-s", "0.1", "-F", f"--pid={process.pid}", f"{self.results}/build.log"]
         with subprocess.Popen(tail, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as watching:

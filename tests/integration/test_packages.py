@@ -56,7 +56,7 @@ def output(*argv: str | Path, env: Mapping[str, str] | None = None) -> str:
 
 
 class Packages:
-    """The packages, as rpm tells of them."""
+    """The packages, as rpm describes them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -197,7 +197,7 @@ def test_documents_that_units_name_are_there(root: Path) -> None:
                     assert found or not name.startswith("reimzul"), f"{unit.name}: {address}"
 
 
-def installed(root: Path, program: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_installed(root: Path, program: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """An installed program, run by the python its first line names, with nothing of the checkout's."""
     path = root / "usr/bin" / program
     python = path.read_text().partition("\n")[0].removeprefix("#!").split()[0]
@@ -209,7 +209,7 @@ def installed(root: Path, program: str, *words: str, **environment: str) -> subp
 
 @pytest.mark.parametrize("program", [name for names in PROGRAMS.values() for name in sorted(names)])
 def test_an_installed_program_prints_its_version(root: Path, program: str) -> None:
-    done = installed(root, program, "--version")
+    done = run_installed(root, program, "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{program} {__version__}\n", "")
 
 
@@ -240,9 +240,9 @@ def test_a_host_of_one_role_has_all_that_its_programs_import(
 def test_an_installed_program_reads_settings_and_speaks_with_beanstalkd(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "reimzul.ini"
     file.write_text("[beanstalkd]\nport = 1\n")  # where nobody listens
-    done = installed(root, "reimzul", "config", "check", "--config", str(file))
+    done = run_installed(root, "reimzul", "config", "check", "--config", str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}: no faults\n"), done.stderr
-    done = installed(root, "reimzul", "queues", "--config", str(file))
+    done = run_installed(root, "reimzul", "queues", "--config", str(file))
     assert done.returncode == 5, done.stderr  # 5 is beanstalkd's absence: greenstalk itself was found
     assert len(done.stderr.splitlines()) == 1
 

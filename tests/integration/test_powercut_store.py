@@ -26,9 +26,8 @@ from reimzul.core.manifest import read_manifest, sha256_of
 from reimzul.core.message import RepogenRequest, SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.core.unlisted import UnlistedLeg, write_records
 from reimzul.repogen import cli as repogen_cli
-from reimzul.store.listing import ListingCache, read_listing
+from reimzul.store.listing import ListingCache, UnlistedLeg, read_listing, write_records
 from reimzul.store.repodata import DAMAGED, REPODATA, read_records
 from reimzul.tosign import cli as tosign_cli
 from reimzul.tosign import daemon as tosign_daemon

@@ -38,7 +38,7 @@ class Farm:
         self.quarantine = Quarantine(QuarantineRules(incoming=self.incoming, arches=read_arches(), **given), self.file)
         self.ended: dict[str, str] = {}
 
-    def there(
+    def announce_builder(
         self, host: str, state: str = WorkerState.IDLE, *, arches: tuple[str, ...] = TUBES, ago: float = 0
     ) -> None:
         """A builder says that it is there."""
@@ -47,7 +47,7 @@ class Farm:
         file.save([WorkerRecord(heartbeat=said, last_seen=time.time() - ago)])
         file.close()
 
-    def tried(self, host: str, faults: int, good: int = 0) -> None:
+    def announce_attempts(self, host: str, faults: int, good: int = 0) -> None:
         """A builder's tries, each at a package of its own."""
         for number in range(faults + good):
             about: dict[str, Any] = {
@@ -67,7 +67,7 @@ class Farm:
             self.broker, lambda ids: {each: self.ended[each] for each in ids if each in self.ended}
         )
 
-    def told(self) -> list[BuilderEvent | BuildEvent]:
+    def take_announcements(self) -> list[BuilderEvent | BuildEvent]:
         """What was announced, taken out."""
         self.broker.watch([NOTIFY.name])
         said: list[BuilderEvent | BuildEvent] = []
@@ -80,11 +80,11 @@ class Farm:
     def canary(self) -> BuildRequest:
         """What waits for the builder in quarantine; made, where that takes a moment."""
 
-        def sent() -> bool:
+        def has_canary() -> bool:
             self.look()
             return self.broker.tube_stats(canary_tube(BAD)).ready > 0
 
-        until(sent, 30, "a canary waits")
+        until(has_canary, 30, "a canary waits")
         found = self.broker.first_ready(canary_tube(BAD))
         assert found
         return BuildRequest.decode(found[1])
@@ -94,8 +94,8 @@ class Farm:
 def farm(tmp_path: Path, broker: Broker) -> Iterator[Farm]:
     """With two builders, of which one fails what the other builds."""
     made = Farm(tmp_path, broker)
-    made.there(BAD)
-    made.there(GOOD)
+    made.announce_builder(BAD)
+    made.announce_builder(GOOD)
     yield made
     made.quarantine.close()
     control.clear_flag(broker, drain_tube(BAD))
@@ -103,11 +103,11 @@ def farm(tmp_path: Path, broker: Broker) -> Iterator[Farm]:
 
 def fail(farm: Farm) -> None:
     """The one fails what the other builds."""
-    farm.tried(BAD, faults=6)
-    farm.tried(GOOD, faults=0, good=6)
+    farm.announce_attempts(BAD, faults=6)
+    farm.announce_attempts(GOOD, faults=0, good=6)
 
 
-def held(broker: Broker) -> bool:
+def is_quarantined(broker: Broker) -> bool:
     found = control.drain_flag(broker, BAD)
     return found is not None and found.is_quarantine
 
@@ -115,14 +115,14 @@ def held(broker: Broker) -> bool:
 def test_who_stands_out_is_held_back_and_all_are_told(farm: Farm, broker: Broker) -> None:
     fail(farm)
     farm.look()
-    assert held(broker)
-    (said,) = farm.told()
+    assert is_quarantined(broker)
+    (said,) = farm.take_announcements()
     assert isinstance(said, BuilderEvent)
     assert (said.builder, said.status, said.arches) == (BAD, "Quarantined", TUBES)
     assert said.reason == "6 packages in a row failed by its own fault; others have built 6 of them meanwhile"
     assert control.drain_flag(broker, GOOD) is None
     farm.look()
-    assert [each for each in farm.told() if isinstance(each, BuilderEvent)] == [], "once"
+    assert [each for each in farm.take_announcements() if isinstance(each, BuilderEvent)] == [], "once"
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_who_stands_out_is_held_back_and_all_are_told(farm: Farm, broker: Broker
     ids=["too few", "not in a row", "as all the others"],
 )
 def test_who_does_not_stand_out_stays(farm: Farm, broker: Broker, faults: int, good: int, others_faults: int) -> None:
-    farm.tried(BAD, faults=faults, good=good)
-    farm.tried(GOOD, faults=others_faults, good=faults + good - others_faults)
+    farm.announce_attempts(BAD, faults=faults, good=good)
+    farm.announce_attempts(GOOD, faults=others_faults, good=faults + good - others_faults)
     farm.look()
     assert control.drain_flag(broker, BAD) is None
-    assert farm.told() == []
+    assert farm.take_announcements() == []
 
 
 @pytest.mark.parametrize(
@@ -149,17 +149,17 @@ def test_the_last_able_builder_of_an_arch_stays(farm: Farm, broker: Broker, othe
     file = WorkerStore(farm.file)
     file.purge(time.time() + 10)
     file.close()
-    farm.there(BAD)
-    farm.there(GOOD, **other)
+    farm.announce_builder(BAD)
+    farm.announce_builder(GOOD, **other)
     fail(farm)
     farm.look()
     assert control.drain_flag(broker, BAD) is None
-    assert farm.told() == []
+    assert farm.take_announcements() == []
 
 
 def test_of_two_that_stand_out_one_stays(farm: Farm, broker: Broker) -> None:
     for host in (BAD, GOOD):
-        farm.tried(host, faults=6)
+        farm.announce_attempts(host, faults=6)
     for number in range(200):
         about = {
             "builder_fqdn": "gone.example.org",
@@ -177,8 +177,8 @@ def test_whom_a_person_has_drained_is_not_ours(farm: Farm, broker: Broker) -> No
     control.set_flag(broker, drain_tube(BAD), control.new_flag("johnny"))
     fail(farm)
     farm.look()
-    assert not held(broker)
-    assert farm.told() == []
+    assert not is_quarantined(broker)
+    assert farm.take_announcements() == []
 
 
 def test_a_canary_that_is_built_lets_it_back(farm: Farm, broker: Broker) -> None:
@@ -187,11 +187,11 @@ def test_a_canary_that_is_built_lets_it_back(farm: Farm, broker: Broker) -> None
     wanted = farm.canary()
     assert (wanted.target, wanted.arch, wanted.scratch, wanted.legs) == ("c9.x86_64", "x86_64", True, ("x86_64",))
     assert [path.name for path in farm.incoming.iterdir()] == [wanted.srpm]
-    farm.told()
+    farm.take_announcements()
     farm.ended[wanted.build_id] = "Success"
     farm.look()
     assert control.drain_flag(broker, BAD) is None
-    (said,) = farm.told()
+    (said,) = farm.take_announcements()
     assert isinstance(said, BuilderEvent)
     assert (said.builder, said.status) == (BAD, "Released")
     assert not list(farm.incoming.iterdir())
@@ -206,7 +206,7 @@ def test_a_canary_that_fails_is_followed_by_another_later(farm: Farm, broker: Br
     farm.quarantine.rules = attr.evolve(farm.quarantine.rules, pause=3600)
     farm.ended[first.build_id] = "Failed"
     farm.look()
-    assert held(broker)
+    assert is_quarantined(broker)
     assert not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     (row,) = farm.quarantine.tables.builders()
@@ -220,10 +220,10 @@ def test_a_person_may_let_it_back(farm: Farm, broker: Broker) -> None:
     fail(farm)
     farm.look()
     farm.canary()
-    farm.told()
+    farm.take_announcements()
     control.clear_flag(broker, drain_tube(BAD))
     farm.look()
-    (said,) = farm.told()
+    (said,) = farm.take_announcements()
     assert isinstance(said, BuilderEvent)
     assert (said.status, said.reason) == ("Released", "by a person")
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
@@ -236,12 +236,12 @@ def test_whom_a_person_drains_meanwhile_stays_drained(farm: Farm, broker: Broker
     fail(farm)
     farm.look()
     farm.canary()
-    farm.told()
+    farm.take_announcements()
     there, holds = builders.set_drain_flag(broker, BAD, control.new_flag("johnny", "new disk"))
     assert (there, control.drain_flag(broker, BAD)) == (None, holds)
     for _ in range(2):
         farm.look()
-    assert farm.told() == [], "nobody has let it back"
+    assert farm.take_announcements() == [], "nobody has let it back"
     assert farm.quarantine.tables.builders() == []
     assert not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
@@ -276,10 +276,10 @@ def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             farm.look()
-    assert held(broker)
-    assert farm.told() == []
+    assert is_quarantined(broker)
+    assert farm.take_announcements() == []
     farm.look()
-    (said,) = farm.told()
+    (said,) = farm.take_announcements()
     there = control.drain_flag(broker, BAD)
     assert isinstance(said, BuilderEvent)
     assert there
@@ -291,14 +291,14 @@ def test_killed_before_it_tells_that_one_is_back_it_tells_of_it_then(
 ) -> None:
     fail(farm)
     farm.look()
-    farm.told()
+    farm.take_announcements()
     control.clear_flag(broker, drain_tube(BAD))
     with monkeypatch.context() as patched:
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             farm.look()
     farm.look()
-    assert [said.status for said in farm.told() if isinstance(said, BuilderEvent)] == ["Released"]
+    assert [said.status for said in farm.take_announcements() if isinstance(said, BuilderEvent)] == ["Released"]
 
 
 def test_a_mark_whose_row_is_lost_is_found_again(farm: Farm, broker: Broker) -> None:
@@ -307,19 +307,19 @@ def test_a_mark_whose_row_is_lost_is_found_again(farm: Farm, broker: Broker) -> 
     farm.quarantine.tables.close()
     for path in farm.file.parent.glob("presence.sqlite*"):
         path.unlink()
-    farm.there(BAD)
+    farm.announce_builder(BAD)
     farm.look()
     assert farm.canary().target == "c9.x86_64"
 
 
 def test_without_a_target_for_canaries_none_is_sent(tmp_path: Path, broker: Broker) -> None:
     farm = Farm(tmp_path, broker, target="")
-    farm.there(BAD)
-    farm.there(GOOD)
+    farm.announce_builder(BAD)
+    farm.announce_builder(GOOD)
     fail(farm)
     for _ in range(3):
         farm.look()
-    assert held(broker)
+    assert is_quarantined(broker)
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     farm.quarantine.close()
     control.clear_flag(broker, drain_tube(BAD))
@@ -337,7 +337,7 @@ def test_a_canary_that_cannot_be_made_is_tried_later(
         return farm.quarantine.tables.builders()[0].next > time.time() + 60
 
     until(put_off, 30, "it is put off")
-    assert held(broker)
+    assert is_quarantined(broker)
     assert "no canary can be sent to b1.example.org" in caplog.text
 
 

@@ -391,8 +391,8 @@ def script(path: Path, *lines: str) -> str:
 def test_jobs_stay_reserved_while_their_target_takes_long(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, slow: str
 ) -> None:
-    started, go = tmp_path / "started", tmp_path / "go"
-    waits = [f"touch {started}", f"while [ ! -e {go} ]; do sleep 0.02; done"]
+    start_repogen, go = tmp_path / "started", tmp_path / "go"
+    waits = [f"touch {start_repogen}", f"while [ ! -e {go} ]; do sleep 0.02; done"]
     changes: dict[str, Any] = {
         "createrepo_c": {"createrepo_c": script(tmp_path / "slow", *waits, 'exec createrepo_c "$@"')},
         "after_createrepo": {"after_createrepo": (script(tmp_path / "hook", *waits),)},
@@ -404,10 +404,10 @@ def test_jobs_stay_reserved_while_their_target_takes_long(
     with contextlib.ExitStack() as others, ThreadPoolExecutor(1) as pool:
         if slow == "the lock":
             others.enter_context(file_lock(store.lock(TARGET)))
-            started = store.place(asked.place)
+            start_repogen = store.place(asked.place)
         done = pool.submit(work, daemon)
         try:
-            until(started.exists, 20, "it waits")
+            until(start_repogen.exists, 20, "it waits")
             daemon.stop.drain.set()  # else it reserves more meanwhile, and beanstalkd reminds it
             before = touches(broker)
             until(lambda: touches(broker) > before, 10, "its job is touched")
@@ -657,10 +657,10 @@ def test_dying_at_any_step_loses_nothing_and_doubles_nothing(
         steps.count, steps.die_at = 0, at
         return made
 
-    def whole() -> None:
+    def run_to_the_end() -> None:
         work(scene().daemon)
 
-    for step in steps.deaths(whole):
+    for step in steps.deaths(run_to_the_end):
         at, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN, CREATEREPO, arch_tube("x86_64")):
             taken(broker, tube)
@@ -711,7 +711,7 @@ class Process:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[[], Process]]:
+def start_repogen(tmp_path: Path) -> Iterator[Callable[[], Process]]:
     """Starts a repogen; all end with the test."""
     running: list[Process] = []
 
@@ -732,7 +732,7 @@ def many(store: StorePaths, rpms: Rpms, count: int, targets: int = 1) -> list[Re
     return [uploads.upload(store, rpms, of=of) for of in requests]
 
 
-def settled(broker: Broker) -> bool:
+def is_settled(broker: Broker) -> bool:
     stats = broker.tube_stats("createrepo")
     return not (stats.ready or stats.reserved or stats.delayed)
 
@@ -753,13 +753,13 @@ def check_all_published(broker: Broker, store: StorePaths, legs: list[RepogenReq
 
 @pytest.mark.slow
 def test_three_on_one_target_lose_and_double_nothing(
-    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, started: Callable[[], Process]
+    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, start_repogen: Callable[[], Process]
 ) -> None:
-    processes = [started() for _ in range(3)]
+    processes = [start_repogen() for _ in range(3)]
     legs = many(store, rpms, 100)
     for leg in legs:
         ask(broker, leg)
-    until(lambda: settled(broker), 60, "all is published")
+    until(lambda: is_settled(broker), 60, "all is published")
     check_all_published(broker, store, legs)
     until(lambda: broker.tube_stats("createrepo").watchers == 3, 20, "all are up, and handle signals")
     assert [one.end(signal.SIGTERM) for one in processes] == [0, 0, 0]
@@ -767,32 +767,37 @@ def test_three_on_one_target_lose_and_double_nothing(
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_loses_nothing(
-    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, started: Callable[[], Process]
+    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, start_repogen: Callable[[], Process]
 ) -> None:
     chance = random.Random(7)
     legs = many(store, rpms, 60, targets=3)
-    processes = [started(), started()]
+    processes = [start_repogen(), start_repogen()]
     for number, leg in enumerate(legs):
         ask(broker, leg)
         if number % 6 == 5:
             with contextlib.suppress(AssertionError):
-                until(lambda: settled(broker), chance.uniform(0.0, 0.8), "a moment passes")
+                until(lambda: is_settled(broker), chance.uniform(0.0, 0.8), "a moment passes")
             victim = processes.pop(0)
             victim.end()
-            processes.append(started())
-    until(lambda: settled(broker), 60, "all is published")
+            processes.append(start_repogen())
+    until(lambda: is_settled(broker), 60, "all is published")
     check_all_published(broker, store, legs)
 
 
 def test_it_stops_within_seconds_while_createrepo_c_runs(
-    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
+    broker: Broker,
+    store: StorePaths,
+    rpms: Rpms,
+    settings: Settings,
+    tmp_path: Path,
+    start_repogen: Callable[[], Process],
 ) -> None:
     slow = tmp_path / "createrepo_c"
     slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/runs\nexec sleep 600\n")
     slow.chmod(0o755)
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\ncreaterepo_c = {slow}\n")
-    process = started()
+    process = start_repogen()
     ask(broker, uploads.upload(store, rpms))
     until((tmp_path / "runs").exists, 20, "createrepo_c runs")
     with file_lock(store.lock(TARGET)) as lock:
@@ -804,7 +809,12 @@ def test_it_stops_within_seconds_while_createrepo_c_runs(
 
 
 def test_a_killed_one_leaves_the_lock_to_its_createrepo_c(
-    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
+    broker: Broker,
+    store: StorePaths,
+    rpms: Rpms,
+    settings: Settings,
+    tmp_path: Path,
+    start_repogen: Callable[[], Process],
 ) -> None:
     slow = tmp_path / "createrepo_c"
     flag = tmp_path / "go"
@@ -814,7 +824,7 @@ def test_a_killed_one_leaves_the_lock_to_its_createrepo_c(
     slow.chmod(0o755)
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\ncreaterepo_c = {slow}\n")
-    process = started()
+    process = start_repogen()
     ask(broker, uploads.upload(store, rpms))
     until((tmp_path / "runs").exists, 20, "createrepo_c runs")
     process.end()
@@ -827,7 +837,7 @@ def test_a_killed_one_leaves_the_lock_to_its_createrepo_c(
             return lock is not None
 
     until(free, 20, "createrepo_c has ended")
-    started()
+    start_repogen()
     until(lambda: broker.tube_stats("tosign").ready == 1, 20, "the next one publishes")
 
 

@@ -297,13 +297,13 @@ def script(folder: Path, body: str) -> tuple[str, ...]:
     return (str(program),)
 
 
-def hooked(settings: Settings, hook: tuple[str, ...], seconds: int = 20) -> Repogen:
+def make_hooked_daemon(settings: Settings, hook: tuple[str, ...], seconds: int = 20) -> Repogen:
     """A repogen whose settings have a hook."""
     changed = attr.evolve(settings.repogen, after_createrepo=hook, after_createrepo_timeout=seconds)
     return make_daemon(attr.evolve(settings, repogen=changed))
 
 
-def published(broker: Broker) -> list[str]:
+def take_published_targets(broker: Broker) -> list[str]:
     return [event.target for event in taken(broker, NOTIFY)]
 
 
@@ -321,12 +321,12 @@ def test_the_hook_signs_each_repomd_before_anybody_sees_it(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     seen = 'test ! -e "$1/repomd.xml.asc" && [ "$PWD" = "$1" ] && echo $REIMZUL_TARGET >> ' + str(tmp_path / "runs")
-    daemon = hooked(settings, script(tmp_path, f"{seen} || exit 7\n{SIGN}"))
+    daemon = make_hooked_daemon(settings, script(tmp_path, f"{seen} || exit 7\n{SIGN}"))
     for second in range(3):
         ask(broker, upload(store, rpms, second))
         work(daemon)
         assert is_signed(store)
-        assert published(broker) == [TARGET]
+        assert take_published_targets(broker) == [TARGET]
     assert (tmp_path / "runs").read_text() == f"{TARGET}\n" * 3
 
 
@@ -334,7 +334,7 @@ def test_without_the_hook_no_signature_of_before_is_left(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, runner: CreaterepoRunner
 ) -> None:
     ask(broker, upload(store, rpms, 0))
-    work(hooked(settings, script(tmp_path, SIGN + '\necho key > "$1/repomd.xml.key"')))
+    work(make_hooked_daemon(settings, script(tmp_path, SIGN + '\necho key > "$1/repomd.xml.key"')))
     assert is_signed(store)
     index(runner)
     assert not list(live(store).glob("repomd.xml.*"))
@@ -363,7 +363,7 @@ def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
 ) -> None:
     (tmp_path / "comps.xml").write_text(COMPS)
     add = f'modifyrepo_c --compress-type=gz --mdtype=group {tmp_path}/comps.xml "$1" > /dev/null'
-    daemon = hooked(settings, script(tmp_path, f"{add}\n{SIGN}"))
+    daemon = make_hooked_daemon(settings, script(tmp_path, f"{add}\n{SIGN}"))
     inodes = set()
     for second in range(3):
         ask(broker, upload(store, rpms, second))
@@ -372,7 +372,7 @@ def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
         assert types(store) == {"group"}
         assert content(store, "group") == COMPS
         inodes |= {path.stat().st_ino for path in live(store).glob("*comps*")}
-    assert len(published(broker)) == 3
+    assert len(take_published_targets(broker)) == 3
     assert len(inodes) > 1, "it writes through no link to what is visible"
 
 
@@ -390,11 +390,11 @@ def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
 def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, body: str, says: str
 ) -> None:
-    daemon = hooked(settings, script(tmp_path, SIGN), 1)
+    daemon = make_hooked_daemon(settings, script(tmp_path, SIGN), 1)
     ask(broker, upload(store, rpms, 0))
     work(daemon)
     before = {path.name: path.read_bytes() for path in live(store).iterdir()}
-    published(broker)
+    take_published_targets(broker)
     script(tmp_path, body)
     late = upload(store, rpms, 1)
     ask(broker, late)
@@ -402,7 +402,7 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     assert {path.name: path.read_bytes() for path in live(store).iterdir()} == before
     assert is_signed(store)
     assert [path.name for path in store.target(TARGET).iterdir() if path.name.startswith(".")] == []
-    assert published(broker) == []
+    assert take_published_targets(broker) == []
     assert broker.tube_stats("createrepo").delayed == 1
     failure = read_failure(store.hook(TARGET))
     assert failure
@@ -441,7 +441,7 @@ def test_a_hook_that_cannot_be_started_is_a_failure_too(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms
 ) -> None:
     ask(broker, upload(store, rpms, 0))
-    work(hooked(settings, ("/nowhere/sign",)))
+    work(make_hooked_daemon(settings, ("/nowhere/sign",)))
     failure = read_failure(store.hook(TARGET))
     assert failure
     assert failure.reason == "cannot run /nowhere/sign: No such file or directory"
@@ -452,12 +452,12 @@ def test_a_hook_that_cannot_be_started_is_a_failure_too(
 def test_a_full_disk_buries_no_job_whose_hook_fails(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     ask(broker, upload(store, rpms, 0))
-    daemon = hooked(settings, script(tmp_path, "exit 1"))
-    monkeypatch.setattr("reimzul.core.fs.write_atomic", full)
+    daemon = make_hooked_daemon(settings, script(tmp_path, "exit 1"))
+    monkeypatch.setattr("reimzul.core.fs.write_atomic", raise_disk_full)
     work(daemon)
     stats = broker.tube_stats("createrepo")
     assert (stats.delayed, stats.buried) == (1, 0)
@@ -467,7 +467,7 @@ def test_a_full_disk_buries_no_job_whose_hook_fails(
 def test_the_pause_grows_and_no_more_is_said_than_once(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
-    daemon = hooked(settings, script(tmp_path, "exit 1"))
+    daemon = make_hooked_daemon(settings, script(tmp_path, "exit 1"))
     ask(broker, upload(store, rpms, 0))
     with daemon.connect() as own:
         own.watch(daemon.tubes)
@@ -486,7 +486,7 @@ def test_a_hook_that_hangs_holds_no_other_target(
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     body = f"touch {tmp_path}/begun\ncase $1 in *a.x86_64*) exec sleep 600;; esac"
-    daemon = hooked(settings, script(tmp_path, body), 60)
+    daemon = make_hooked_daemon(settings, script(tmp_path, body), 60)
     ask(broker, upload(store, rpms, 0, "a.x86_64"))
 
     def work_once() -> None:
@@ -507,7 +507,7 @@ def test_a_hook_that_hangs_holds_no_other_target(
         finally:
             daemon.stop.now.set()
             done.result(20)
-    assert published(broker) == ["b.x86_64"]
+    assert take_published_targets(broker) == ["b.x86_64"]
     assert broker.tube_stats("createrepo").ready == 1
     with fs.file_lock(store.lock("a.x86_64")) as lock:
         assert lock is not None
@@ -518,7 +518,7 @@ def test_what_a_hook_leaves_behind_ends_before_the_repodata_is_visible(
 ) -> None:
     late = f"(sleep 0.4; echo stale > repomd.xml.asc; touch {tmp_path}/late) > /dev/null 2>&1 &"
     ask(broker, upload(store, rpms, 0))
-    work(hooked(settings, script(tmp_path, f"{late}\n{SIGN}")))
+    work(make_hooked_daemon(settings, script(tmp_path, f"{late}\n{SIGN}")))
     with pytest.raises(AssertionError):
         until((tmp_path / "late").exists, 1.0, "it writes late")
     assert is_signed(store)
@@ -529,11 +529,11 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
     broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     fallback: bool,
 ) -> None:  # fmt: skip
-    daemon = hooked(settings, script(tmp_path, f"echo run >> {tmp_path}/runs\n{SIGN}"))
+    daemon = make_hooked_daemon(settings, script(tmp_path, f"echo run >> {tmp_path}/runs\n{SIGN}"))
     ask(broker, upload(store, rpms, 0))
     work(daemon)
     before = (live(store) / "repomd.xml").read_bytes()
-    published(broker)
+    take_published_targets(broker)
     rename = os.rename
 
     def dies(one: Path, other: Path) -> None:
@@ -556,9 +556,9 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
     if not fallback:
         assert (live(store) / "repomd.xml").read_bytes() == before
         assert is_signed(store)
-    assert published(broker) == []
-    work(hooked(settings, daemon.context.createrepo.settings.after_createrepo))
-    assert published(broker) == [TARGET]
+    assert take_published_targets(broker) == []
+    work(make_hooked_daemon(settings, daemon.context.createrepo.settings.after_createrepo))
+    assert take_published_targets(broker) == [TARGET]
     assert is_signed(store)
     assert len(listing_module.read_listing(live(store))) == 2
     assert (tmp_path / "runs").read_text().count("run") == 3
@@ -608,13 +608,13 @@ def test_a_target_gets_empty_repodata_at_its_first_submission(
 ) -> None:
     from reimzul.core.store_paths import StoreUrls
 
-    def asked(status: int, *targets: str) -> int:
+    def ask_for_runs(status: int, *targets: str) -> int:
         request_repodata(broker, StoreUrls.from_settings(f"{web}/{status}/repo/", "rsync://x/y/"), targets)
         return broker.tube_stats("createrepo").ready
 
-    assert asked(503, "new.x86_64") == asked(403, "new.x86_64") == asked(404, "known.x86_64") == 0
+    assert ask_for_runs(503, "new.x86_64") == ask_for_runs(403, "new.x86_64") == ask_for_runs(404, "known.x86_64") == 0
     request_repodata(broker, StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://x/y/"), ["new.x86_64"])
-    assert asked(404, "new.x86_64", "known.x86_64", "new.x86_64") == 1
+    assert ask_for_runs(404, "new.x86_64", "known.x86_64", "new.x86_64") == 1
     work(make_daemon(settings))
     assert listing_module.read_listing(live(store, "new.x86_64")) == {}
     assert createrepo.read_run(store.runs("new.x86_64")) == createrepo.RunRecord(), "its first build waits for nothing"

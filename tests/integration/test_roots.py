@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mock's roots between builds: how many there are, when a bootstrap root is made anew, what is removed, who is in one.
+"""mock's roots between builds: how many there are, when a bootstrap root is rebuilt, what is removed, who uses one.
 
 The stand-in for mock runs here, called by the worker's own parts; it makes bootstrap roots as mock does.
 """
@@ -439,7 +439,7 @@ def test_another_process_of_its_number_is_left_alone(builder: Builder) -> None:
 def test_an_orphan_that_does_not_end_is_waited_for_and_left(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs dnf it is root. The build is made with a spare extension; a second orphan has a second one."""
     monkeypatch.setattr(roots, "ORPHAN_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(os, "killpg", refused)
+    monkeypatch.setattr(os, "killpg", refuse_signal)
     worker = builder.worker("1")
     worker.builds_well()
     with orphan("mock") as mock:
@@ -451,7 +451,7 @@ def test_an_orphan_that_does_not_end_is_waited_for_and_left(builder: Builder, mo
     assert len(builder.folders()) == 2, "it is back in its own"
 
 
-def refused(group: int, number: int) -> None:
+def refuse_signal(group: int, number: int) -> None:
     raise PermissionError
 
 

@@ -75,17 +75,21 @@ class Tunnels:
         text = self.hosts[host].text(roles.TUNNELS)
         for path in (roles.OWN_KEY, roles.ACCEPTED):
             text = text.replace(path, str(self.hosts[host].at(path)))
-        text = re.sub(r"^accept = (?:127.0.0.1:)?(\d+)$", lambda m: self._at(host, m[1], "accept"), text, flags=re.M)
-        text = re.sub(r"^connect = ([\w.]+):(\d+)$", lambda m: self._at(m[1], m[2], "connect", host), text, flags=re.M)
+        text = re.sub(
+            r"^accept = (?:127.0.0.1:)?(\d+)$", lambda m: self._option_line(host, m[1], "accept"), text, flags=re.M
+        )
+        text = re.sub(
+            r"^connect = ([\w.]+):(\d+)$", lambda m: self._option_line(m[1], m[2], "connect", host), text, flags=re.M
+        )
         file = self.folder / f"{host}.conf"
         file.write_text(text)
         return file
 
-    def _at(self, host: str, port: str, word: str, local: str = "") -> str:
+    def _option_line(self, host: str, port: str, word: str, local: str = "") -> str:
         return f"{word} = {ADDRESS}:{self.port(local if host == ADDRESS else host, int(port))}"
 
     @contextlib.contextmanager
-    def up(self, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    def run_stunnel(self, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         """A host's stunnel, once it listens at what stands for `port`."""
         file = self.file(host)
         with program("stunnel", file, port=self.port(host, port), log=file.with_suffix(".log")) as process:
@@ -104,7 +108,7 @@ class Tunnels:
     @contextlib.contextmanager
     def broker(self, builder: str) -> Iterator[Broker]:
         """A connection to beanstalkd through a builder's stunnel, which runs as long."""
-        with self.up(builder, 11300), Broker(ADDRESS, self.port(builder, 11300)) as broker:
+        with self.run_stunnel(builder, 11300), Broker(ADDRESS, self.port(builder, 11300)) as broker:
             yield broker
 
 
@@ -136,12 +140,12 @@ def test_only_a_builders_own_key_leads_to_beanstalkd(
 ) -> None:
     if key:
         tunnels.hosts[builder].at(roles.OWN_KEY).write_text(key + "\n")
-    with tunnels.up("controller", 13100), tunnels.up(builder, 11300):
+    with tunnels.run_stunnel("controller", 13100), tunnels.run_stunnel(builder, 11300):
         assert tunnels.answers(builder) is opens
 
 
 def test_without_a_key_there_is_no_handshake_and_without_tls_no_answer(tunnels: Tunnels) -> None:
-    with tunnels.up("controller", 13100):
+    with tunnels.run_stunnel("controller", 13100):
         for port in (13100, 11080):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -166,7 +170,7 @@ def test_without_a_key_there_is_no_handshake_and_without_tls_no_answer(tunnels: 
 def test_tls_is_1_2_at_least_and_encrypts(tunnels: Tunnels, words: tuple[str, ...], opens: bool) -> None:
     secret = tunnels.hosts["b1"].text(roles.OWN_KEY).strip().partition(":")[2]
     goal = f"{ADDRESS}:{tunnels.port('controller', 13100)}"
-    with tunnels.up("controller", 13100):
+    with tunnels.run_stunnel("controller", 13100):
         done = subprocess.run(
             ["openssl", "s_client", "-quiet", "-connect", goal, "-psk_identity", "b1", "-psk", secret, *words],
             input=b"list-tubes\r\nquit\r\n", capture_output=True, timeout=20, check=False,
@@ -175,7 +179,11 @@ def test_tls_is_1_2_at_least_and_encrypts(tunnels: Tunnels, words: tuple[str, ..
 
 
 def test_an_added_host_connects_and_the_others_stay_connected(tunnels: Tunnels) -> None:
-    with tunnels.up("controller", 13100) as stunnel, tunnels.broker("b1") as open_before, tunnels.up("b3", 11300):
+    with (
+        tunnels.run_stunnel("controller", 13100) as stunnel,
+        tunnels.broker("b1") as open_before,
+        tunnels.run_stunnel("b3", 11300),
+    ):
         assert not tunnels.answers("b3")
         given = tunnels.hosts["b3"].text(roles.OWN_KEY)
         tunnels.hosts["controller"].done("controller", "--add-builder", "b3", "--psk-file", "-", given=given)
@@ -185,22 +193,22 @@ def test_an_added_host_connects_and_the_others_stay_connected(tunnels: Tunnels) 
 
 
 def test_revoking_closes_the_open_connection(tunnels: Tunnels) -> None:
-    with tunnels.up("b1", 11300), tunnels.up("b2", 11300):
-        with tunnels.up("controller", 13100):
+    with tunnels.run_stunnel("b1", 11300), tunnels.run_stunnel("b2", 11300):
+        with tunnels.run_stunnel("controller", 13100):
             connection = socket.create_connection((ADDRESS, tunnels.port("b1", 11300)), 10)
             connection.sendall(b"list-tubes\r\n")
             assert connection.recv(1024)
             tunnels.hosts["controller"].done("controller", "--revoke", "b1")
         assert connection.recv(1024) == b""  # systemctl restart ends stunnel,
         connection.close()
-        with tunnels.up("controller", 13100):  # and starts it
+        with tunnels.run_stunnel("controller", 13100):  # and starts it
             until(lambda: tunnels.answers("b2"), 20, "the other builder is back")
             assert not tunnels.answers("b1")
 
 
 def test_a_controller_without_any_builder_has_a_stunnel_that_runs(tunnels: Tunnels) -> None:
     tunnels.hosts["controller"].done("controller", "--revoke", "b1", "--revoke", "b2")
-    with tunnels.up("controller", 13100), tunnels.up("b1", 11300):
+    with tunnels.run_stunnel("controller", 13100), tunnels.run_stunnel("b1", 11300):
         assert not tunnels.answers("b1")
 
 
@@ -235,16 +243,16 @@ def take(bstore: Host, lines: str) -> None:
 def reads(tunnels: Tunnels) -> bool:
     """Whether the controller reads the store."""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        return got(tunnels.port("controller", 11081), "/bstore/build.json") == (200, "{}\n")
+        return get_page(tunnels.port("controller", 11081), "/bstore/build.json") == (200, "{}\n")
     return False
 
 
 def test_the_way_to_the_store_comes_with_bstore_and_cuts_nobody_off(tunnels: Tunnels, store: Host) -> None:
-    with tunnels.up("controller", 13100) as stunnel, tunnels.broker("b1") as open_before:
+    with tunnels.run_stunnel("controller", 13100) as stunnel, tunnels.broker("b1") as open_before:
         open_before.list_tubes()
         take(store, add_bstore(tunnels))
         tunnels.file("controller")
-        with tunnels.up("bstore", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert not reads(tunnels)
             stunnel.send_signal(signal.SIGHUP)  # systemctl reload
             until(lambda: reads(tunnels), 20, "the store is read")
@@ -255,14 +263,14 @@ def test_the_way_to_the_store_comes_with_bstore_and_cuts_nobody_off(tunnels: Tun
 def test_the_store_is_read_by_the_controllers_key_of_now_alone(tunnels: Tunnels, store: Host) -> None:
     first, second = add_bstore(tunnels), add_bstore(tunnels, "--new-key")
     take(store, first)
-    with tunnels.up("controller", 11081):
-        with tunnels.up("bstore", 11081):
+    with tunnels.run_stunnel("controller", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert not reads(tunnels)
         take(store, second)
-        with tunnels.up("bstore", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert reads(tunnels)
         store.done("bstore", "--revoke", "controller")
-        with tunnels.up("bstore", 11081):
+        with tunnels.run_stunnel("bstore", 11081):
             assert not reads(tunnels)
 
 
@@ -323,7 +331,7 @@ def upload(tmp_path: Path) -> Path:
     return folder
 
 
-def everything(root: Path) -> dict[str, str]:
+def read_all_files(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
@@ -342,9 +350,9 @@ def test_a_builder_uploads_to_its_two_folders(rsyncd: Rsyncd, upload: Path, area
      "spool/../repo/t/", "spool/../../outside/", "spool/other/../../repo/t/"],
 )  # fmt: skip
 def test_nothing_else_can_be_written_to(rsyncd: Rsyncd, upload: Path, place: str) -> None:
-    before = everything(rsyncd.root.parent)
+    before = read_all_files(rsyncd.root.parent)
     rsyncd.rsync(f"{upload}/", f"{rsyncd.url}/{place}")
-    assert everything(rsyncd.root.parent) == before
+    assert read_all_files(rsyncd.root.parent) == before
 
 
 @pytest.mark.parametrize("place", ["", "repo/t/", "spool/", "spool/other/", "spool/../repo/t/", "tosign/t/"])
@@ -361,12 +369,12 @@ def test_modules_are_not_listed(rsyncd: Rsyncd) -> None:
 @pytest.mark.parametrize("goal", ["/etc", "../../repo/t", "../repo"])
 def test_no_link_leads_out_of_spool(rsyncd: Rsyncd, upload: Path, goal: str) -> None:
     """A link is refused where it is meant to be sent, and left out where it is not."""
-    before = {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")}
+    before = {path: text for path, text in read_all_files(rsyncd.root).items() if not path.startswith("spool/")}
     (upload / "way").symlink_to(goal)
     assert rsyncd.rsync("--links", f"{upload}/", f"{rsyncd.url}/spool/id/") != 0
     rsyncd.rsync(f"{upload}/", f"{rsyncd.url}/spool/id/")
     assert not (rsyncd.root / "spool/id/way").is_symlink()
-    assert {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")} == before
+    assert {path: text for path, text in read_all_files(rsyncd.root).items() if not path.startswith("spool/")} == before
 
 
 REFUSED = (
@@ -383,10 +391,10 @@ IN_PLACE = ("--inplace", "--append", "--append-verify")
     [("spool", option) for option in (*REFUSED, *IN_PLACE)] + [("live", option) for option in REFUSED],
 )
 def test_options_that_no_upload_needs_are_refused(rsyncd: Rsyncd, upload: Path, area: str, option: str) -> None:
-    before = everything(rsyncd.root)
+    before = read_all_files(rsyncd.root)
     code, text = rsyncd.run("--recursive", option, f"{upload}/", f"{rsyncd.folder(area)}/other/")
     assert (code, "The server is configured to refuse" in text) == (4, True), text
-    assert everything(rsyncd.root) == before
+    assert read_all_files(rsyncd.root) == before
 
 
 def test_what_the_worker_itself_calls_is_accepted(rsyncd: Rsyncd, upload: Path) -> None:
@@ -439,7 +447,7 @@ def nginx(host: Host, folder: Path, ports: dict[str, int]) -> Iterator[None]:
         yield
 
 
-def got(port: int, path: str) -> tuple[int, str]:
+def get_page(port: int, path: str) -> tuple[int, str]:
     """The status of a page, and the page."""
     try:
         with urllib.request.urlopen(f"http://{ADDRESS}:{port}{path}", timeout=10) as answer:
@@ -455,14 +463,14 @@ def test_only_published_parts_of_the_store_are_served(bstore: Host, tmp_path: Pa
         inside, outside = ports.values()
         logs = ("attempts/id/build.log", "live/id/build.log")
         for path in ("repo/t/x.rpm", "scratch/t/x.rpm", "index/id.x86_64", *logs):
-            assert got(inside, f"/bstore/{path}") == (200, f"{path}\n")
+            assert get_page(inside, f"/bstore/{path}") == (200, f"{path}\n")
         for path in ("tosign/t/x.rpm", "state/mark", "spool/other/x.rpm", "rejected/x", "", "repo/../spool/other/x.rpm",
                      "repo/%2e%2e/spool/other/x.rpm", "repo../spool/other/x.rpm"):  # fmt: skip
-            assert got(inside, f"/bstore/{path}")[0] in (400, 404), path
-        assert "x.rpm" in got(inside, "/bstore/repo/t/")[1]
-        assert got(outside, "/repo/t/x.rpm") == (200, "repo/t/x.rpm\n")
+            assert get_page(inside, f"/bstore/{path}")[0] in (400, 404), path
+        assert "x.rpm" in get_page(inside, "/bstore/repo/t/")[1]
+        assert get_page(outside, "/repo/t/x.rpm") == (200, "repo/t/x.rpm\n")
         for path in ("/bstore/repo/t/x.rpm", "/scratch/t/x.rpm", "/repo../spool/other/x.rpm", "/", "/index/id.x86_64"):
-            assert got(outside, path)[0] == 404, path
+            assert get_page(outside, path)[0] == 404, path
 
 
 def test_of_the_controller_only_incoming_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,9 +481,9 @@ def test_of_the_controller_only_incoming_is_served(tmp_path: Path, monkeypatch: 
     ports = {"127.0.0.1:80": free_port()}
     with nginx(host, tmp_path / "nginx", ports):
         port = ports["127.0.0.1:80"]
-        assert got(port, "/reimzul-incoming/x.src.rpm") == (200, "x\n")
-        assert got(port, "/reimzul-incoming../notifier/history.sqlite")[0] == 404
-        assert got(port, "/")[0] == 404
+        assert get_page(port, "/reimzul-incoming/x.src.rpm") == (200, "x\n")
+        assert get_page(port, "/reimzul-incoming../notifier/history.sqlite")[0] == 404
+        assert get_page(port, "/")[0] == 404
 
 
 # --- mosquitto
@@ -502,7 +510,7 @@ class Mqtt:
         return done.returncode == 0 and b"denied" not in done.stderr and b"uthorized" not in done.stderr
 
     def heard(self, name: str, topic: str) -> bytes:
-        """What was kept of a topic, as somebody hears it."""
+        """The retained messages of a topic, as a subscriber receives them."""
         argv = ["mosquitto_sub", *self.words(name), "-t", topic, "-C", "1", "-W", "2"]
         return subprocess.run(argv, capture_output=True, timeout=20, check=False).stdout
 

@@ -103,7 +103,7 @@ class Everybody:
             "log": Listener(self._log_goes, self._log_returns, self._logged),
             "history": Listener(self._history_goes, self._history_returns, self._recorded),
             "mail": Listener(self.mail.stop, self.mail.start, self._mailed),
-            "mqtt": Listener(self.mqtt.stop, self.mqtt.start, self._published),
+            "mqtt": Listener(self.mqtt.stop, self.mqtt.start, self._count_published),
         }
 
     def close(self) -> None:
@@ -150,12 +150,12 @@ class Everybody:
         texts = [str(mail.get_content()) for mail in list(self.mailbox.mails)]
         return Counter(re.sub(r"\D", "", text.partition(" Submitted ")[2].partition("Z")[0]) for text in texts)
 
-    def _published(self) -> Names:
+    def _count_published(self) -> Names:
         return Counter(payload["timestamp"] for payload in self.watcher.heard(RESULTS))
 
 
 @pytest.fixture
-def everybody(tmp_path: Path, beanstalkd: Beanstalkd, broker: object) -> Iterator[Everybody]:
+def all_sinks(tmp_path: Path, beanstalkd: Beanstalkd, broker: object) -> Iterator[Everybody]:
     """With the history in SQLite."""
     made = Everybody(tmp_path, beanstalkd)
     yield made
@@ -173,9 +173,9 @@ def with_mongo(tmp_path: Path, beanstalkd: Beanstalkd, broker: object) -> Iterat
     mongo.stop()
 
 
-def send_away(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
+def send_away(all_sinks: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
     """Send one away under a stream of events, have it back, and look at what all have."""
-    listeners = everybody.listeners()
+    listeners = all_sinks.listeners()
     others = {other: listener for other, listener in listeners.items() if other != name}
     stream = Stream(beanstalkd)
     try:
@@ -195,7 +195,7 @@ def send_away(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
     told = set(stream.announced)
     with beanstalkd.connect() as broker:
         until(lambda: listeners[name].has().keys() >= told, BOUND_SECONDS, f"{name} has all of it")
-        until(everybody.notifier.is_done(broker), BOUND_SECONDS, "nothing is pending")
+        until(all_sinks.notifier.is_done(broker), BOUND_SECONDS, "nothing is pending")
     for other, listener in listeners.items():
         has = listener.has()
         assert has.keys() == told, f"{other} has all"
@@ -206,8 +206,8 @@ def send_away(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["log", "history", "mail", "mqtt"])
-def test_one_that_is_away_delays_itself_alone(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
-    send_away(everybody, beanstalkd, name)
+def test_one_that_is_away_delays_itself_alone(all_sinks: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
+    send_away(all_sinks, beanstalkd, name)
 
 
 @pytest.mark.slow
@@ -218,19 +218,19 @@ def test_a_mongodb_that_hangs_delays_itself_alone(
     send_away(with_mongo, beanstalkd, "history")
 
 
-def test_what_is_published_is_as_the_schemas_say(everybody: Everybody, beanstalkd: Beanstalkd) -> None:
+def test_what_is_published_is_as_the_schemas_say(all_sinks: Everybody, beanstalkd: Beanstalkd) -> None:
     with beanstalkd.connect() as broker:
         for status in ("Queued", "Building", "Success", "Published", "Failed", "Cancelled", "Rejected"):
             broker.announce(event(status, len(status), first_error="é\n", rpms=("a-1-1.x86_64.rpm",), rpm_count=1))
         broker.announce(event("Failed", 30, scratch=True, exit_code=1, skipped={"i386": "noarch"}, started=1.5))
         broker.put_raw("notify", b"{]", priority=1024)
-        until(everybody.notifier.is_done(broker), 60, "all is told")
+        until(all_sinks.notifier.is_done(broker), 60, "all is told")
 
     def statuses(topic: str) -> list[str]:
-        return [payload["status"] for payload in everybody.watcher.heard(topic)]
+        return [payload["status"] for payload in all_sinks.watcher.heard(topic)]
 
     until(lambda: {"Published", "Rejected", "Refused"} <= set(statuses(EVENTS)), 30, "the watcher has heard the events")
     until(lambda: statuses(RESULTS).count("Success") == 2, 30, "and the results")
     for topic in (EVENTS, RESULTS):
-        for payload in everybody.watcher.heard(topic):
+        for payload in all_sinks.watcher.heard(topic):
             check(topic, payload)

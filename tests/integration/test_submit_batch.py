@@ -16,7 +16,7 @@ import pytest
 
 from reimzul.core.batch_message import BatchRequest
 from reimzul.core.beanstalk import BATCH, Broker
-from reimzul.core.message import BuildEvent, BuildRequest, Feature, Status, event_for, new_build_id
+from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
 from reimzul.history import open_history
 from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import EntryKind, Journal
@@ -335,7 +335,7 @@ def test_seeds_that_are_none_are_refused(farm: Farm) -> None:
 
 def test_seeds_need_workers_that_know_bconds(farm: Farm) -> None:
     add_ring(farm)
-    farm.controller.report("x86_64", "c9s.x86_64", host="old.example.org", features=(Feature.ANY_SUBMITTER,))
+    farm.controller.report("x86_64", "c9s.x86_64", host="old.example.org", version="0.1.0", features=())
     (message,) = messages_of(farm.plan_json("--seed", "c"))
     assert message.startswith("the worker of old.example.org is older than 0.2 and ignores bconds")
 

@@ -57,7 +57,7 @@ def store(settings: Settings) -> StorePaths:
     return uploads.make_store(settings.bstore.root)
 
 
-def published(store: StorePaths, **changed: Any) -> SignRequest:
+def publish_leg(store: StorePaths, **changed: Any) -> SignRequest:
     """A leg in its place, and the request to sign it."""
     of = uploads.request(**changed)
     asked = uploads.upload(store, RPMS, of=of)
@@ -82,32 +82,32 @@ def work(daemon: Tosign) -> None:
             daemon.settle_all(broker, daemon.reserve_jobs(broker))
 
 
-def staged(store: StorePaths, target: str = TARGET) -> list[str]:
+def list_staged(store: StorePaths, target: str = TARGET) -> list[str]:
     return sorted(path.name for path in (store.tosign / target).glob("*"))
 
 
 def test_a_build_is_staged_once(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
-    request = published(store)
+    request = publish_leg(store)
     for _ in range(3):
         ask(broker, request)
     work(daemon)
-    assert staged(store) == [f"hello-1-1.x86_64.{request.build_id}"]
-    assert tree(store.tosign / TARGET / staged(store)[0]) == set(RPMS)
+    assert list_staged(store) == [f"hello-1-1.x86_64.{request.build_id}"]
+    assert tree(store.tosign / TARGET / list_staged(store)[0]) == set(RPMS)
     assert broker.tube_stats("tosign").buried == 0
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.BUILDING, Status.CANCELLED, Status.PUBLISHED])
 def test_only_a_success_is_staged(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
-    ask(broker, attr.evolve(published(store), status=status))
+    ask(broker, attr.evolve(publish_leg(store), status=status))
     work(daemon)
-    assert staged(store) == []
+    assert list_staged(store) == []
     assert broker.tube_stats("tosign").buried == 0
 
 
 def test_a_place_that_is_not_there_is_waited_for_then_refused(
     broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = published(store)
+    request = publish_leg(store)
     shutil.rmtree(store.repo / TARGET)
     ask(broker, request)
     work(daemon)
@@ -129,37 +129,37 @@ def first_event(broker: Broker) -> Any:
 
 
 def test_a_package_that_is_gone_is_waited_for(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
-    request = published(store)
+    request = publish_leg(store)
     (store.place(request.place) / "hello-1-1.x86_64.rpm").unlink()
     ask(broker, request)
     work(daemon)
     assert broker.tube_stats("tosign").delayed == 1
-    assert staged(store) == []
+    assert list_staged(store) == []
 
 
 def test_a_contradiction_is_refused_and_the_next_goes_on(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
-    good, scratch = published(store), published(store, scratch=True)
+    good, scratch = publish_leg(store), publish_leg(store, scratch=True)
     ask(broker, scratch)
     broker.put_raw("tosign", b'{"pkgname": "../x"}', priority=0)
     ask(broker, good)
     work(daemon)
     assert broker.tube_stats("tosign").buried == 2
-    assert staged(store) == [f"hello-1-1.x86_64.{good.build_id}"]
+    assert list_staged(store) == [f"hello-1-1.x86_64.{good.build_id}"]
 
 
 def test_a_request_of_the_original_is_staged(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
-    request = published(store)
+    request = publish_leg(store)
     (store.place(request.place) / "build.json").unlink()
     words = f'"pkgname": "hello", "status": "Success", "target": "{TARGET}", "timestamp": "{request.timestamp}"'
     broker.put_raw("tosign", f'{{{words}, "arch": "x86_64"}}'.encode(), priority=PRIORITY)
     broker.put_raw("tosign", f'{{{words}, "arch": "i386"}}'.encode(), priority=PRIORITY)
     work(daemon)
-    assert len(staged(store)) == 1
+    assert len(list_staged(store)) == 1
     assert broker.tube_stats("tosign").delayed == 1
 
 
 def test_another_that_stages_is_waited_for(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
-    ask(broker, published(store))
+    ask(broker, publish_leg(store))
     with file_lock(store.lock(".tosign")), daemon.connect() as own:
         own.watch(daemon.tubes)
         claims = daemon.reserve_jobs(own)
@@ -172,7 +172,7 @@ def test_another_that_stages_is_waited_for(broker: Broker, daemon: Tosign, store
 def test_a_job_stays_reserved_while_its_staging_takes_long(
     broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
-    request, may_end = published(store), threading.Event()
+    request, may_end = publish_leg(store), threading.Event()
 
     def stage_slowly(listings: ListingCache, leg: SignableLeg, cancel: CancelToken) -> bool:
         while not may_end.is_set():
@@ -189,12 +189,12 @@ def test_a_job_stays_reserved_while_its_staging_takes_long(
         done = pool.submit(work, daemon)
         try:
             until(lambda: touches(broker) > before, 10, "its job is touched")
-            assert staged(store) == []
+            assert list_staged(store) == []
         finally:
             may_end.set()
             others.close()
         done.result(20)
-    assert staged(store) == [f"hello-1-1.x86_64.{request.build_id}"]
+    assert list_staged(store) == [f"hello-1-1.x86_64.{request.build_id}"]
 
 
 def touches(broker: Broker) -> int:
@@ -204,7 +204,7 @@ def touches(broker: Broker) -> int:
 def test_a_disk_that_fails_is_waited_for(
     broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask(broker, published(store))
+    ask(broker, publish_leg(store))
     monkeypatch.setattr(
         "reimzul.tosign.daemon.stage_leg", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
@@ -220,7 +220,7 @@ def test_killed_at_any_moment_it_stages_each_once(
     broker: Broker, store: StorePaths, settings: Settings, tmp_path: Path
 ) -> None:
     chance, seen = random.Random(11), Counter[str]()
-    requests = [published(store, timestamp=f"202401020304{n:02}") for n in range(60)]
+    requests = [publish_leg(store, timestamp=f"202401020304{n:02}") for n in range(60)]
 
     def start() -> subprocess.Popen[bytes]:
         program = "from reimzul.tosign.cli import main; main()"
@@ -229,7 +229,7 @@ def test_killed_at_any_moment_it_stages_each_once(
 
     def collect() -> None:
         """The signer takes away what is there, whole."""
-        for name in staged(store):
+        for name in list_staged(store):
             assert tree(store.tosign / TARGET / name) == set(RPMS)
             (store.tosign / TARGET / name).rename(tmp_path / f"{name}.{seen[name]}")
             seen[name] += 1

@@ -34,7 +34,7 @@ def settings(unit: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
+def installed_units(tmp_path: Path) -> Path:
     """A folder with the units as they would be had the programs been installed here."""
     for path in [*SYSTEMD.glob("*.service"), *SYSTEMD.glob("*.target"), *SYSTEMD.glob("*.timer")]:
         text = path.read_text()
@@ -43,9 +43,9 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_systemd_finds_no_fault(here: Path) -> None:
+def test_systemd_finds_no_fault(installed_units: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", *sorted(here.iterdir())], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", *sorted(installed_units.iterdir())], capture_output=True, text=True, check=False
     )
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "reimzul" in line]
     assert (done.returncode, ours) == (0, [])

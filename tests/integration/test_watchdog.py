@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installed daemons as services: what systemd hears of them while their work, or beanstalkd, takes its time."""
+"""The installed daemons as services: what they report to systemd while their work, or beanstalkd, takes long."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     """What is started is a service with a watchdog that would have a ping every 0.1 s: as often as it goes round."""
-    listening = Manager.within(tmp_path)
+    listening = Manager.make_in(tmp_path)
     for name, text in listening.environment().items():
         monkeypatch.setenv(name, text)
     yield listening
@@ -157,7 +157,7 @@ def test_waiting_to_stage_is_no_stuck_loop(
     manager: Manager, start: Start, broker: Broker, beanstalkd: Beanstalkd, tmp_path: Path
 ) -> None:
     store = uploads.make_store(tmp_path / "bstore")
-    asked = published(store)
+    asked = publish_leg(store)
     broker.put(TOSIGN, asked, priority=PRIORITY)
     with file_lock(store.lock(".tosign")) as lock:
         assert lock is not None
@@ -166,7 +166,7 @@ def test_waiting_to_stage_is_no_stuck_loop(
         manager.wait_for_pings()
 
 
-def published(store: StorePaths) -> SignRequest:
+def publish_leg(store: StorePaths) -> SignRequest:
     """A leg in its place, and the request to sign it."""
     rpms = {"hello-1-1.x86_64.rpm": (b"hello", "hello-1-1.x86_64")}
     of = uploads.request()

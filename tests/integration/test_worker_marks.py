@@ -29,7 +29,7 @@ def results(host: Host, arch: str) -> Path:
 
 
 def says(ears: Ears, state: str) -> bool:
-    """Whether a worker has said that it is so."""
+    """Whether a worker has sent this in a heartbeat."""
     ears.listen()
     return any(said["state"] == state for said in ears.present)
 

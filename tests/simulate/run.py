@@ -23,8 +23,6 @@ from tests.simulate.scheduler import Process
 BATCH_SHARE = 0.2
 #: Seconds of virtual time that a farm gets to come to rest.
 LIMIT_SECONDS = 4 * 3600.0
-#: Seconds during which faults begin.
-FAULT_SECONDS = 40.0
 FAULTS = (
     *["kill"] * 8,
     "term",

@@ -31,18 +31,18 @@ def record(*statuses: str, **more: Any) -> BuildRecord:
     return found
 
 
-def stored(found: BuildRecord) -> str:
+def to_stored(found: BuildRecord) -> str:
     return json.dumps(found.to_document())
 
 
 def test_a_record_is_read_back_from_its_document() -> None:
     phases = (Phase(name="source", start=1.0, end=2.5),)
     found = record("Queued", "Building", "Success", attempt=ATTEMPT, phases=phases, rpms=("a.rpm",), job=7)
-    again = BuildRecord.from_document(json.loads(stored(found)))
+    again = BuildRecord.from_document(json.loads(to_stored(found)))
     assert again == found
     assert again.source is None
     assert isinstance(again.attempts[0], RecordedAttempt)
-    assert stored(again) == stored(found)
+    assert to_stored(again) == to_stored(found)
 
 
 def test_keys_of_later_versions_are_kept_also_after_an_event() -> None:
@@ -100,21 +100,23 @@ def test_every_build_is_in_one_state(statuses: list[str], state: str) -> None:
     assert found.is_over != found.is_unfinished
 
 
-def held(at: float, *, attempt: str = "", **more: Any) -> BuildEvent:
+def make_held(at: float, *, attempt: str = "", **more: Any) -> BuildEvent:
     return event("Queued", 1, at=BEGINNING + at, job=17, tube="x86_64", held=True, attempt=attempt, **more)
 
 
-def released(at: float) -> BuildEvent:
+def make_released(at: float) -> BuildEvent:
     return event("Queued", 1, at=BEGINNING + at, job=17, tube="x86_64", held=False)
 
 
 #: A member's build: held by the batch, released, held by its worker for want of b-devel, released again, and built.
 HELD_TWICE = [
-    held(0, due=BEGINNING + 3e8),
-    released(10),
+    make_held(0, due=BEGINNING + 3e8),
+    make_released(10),
     event("Building", 1, at=BEGINNING + 12, started=BEGINNING + 12),
-    held(20, attempt=ATTEMPT, missing=("b-devel >= 2",), waits_for="b-devel >= 2", reason="waits for b-devel >= 2"),
-    released(50),
+    make_held(
+        20, attempt=ATTEMPT, missing=("b-devel >= 2",), waits_for="b-devel >= 2", reason="waits for b-devel >= 2"
+    ),
+    make_released(50),
     event("Building", 1, at=BEGINNING + 53, started=BEGINNING + 53, attempt=OTHER_ATTEMPT),
 ]
 
@@ -152,4 +154,4 @@ def test_each_time_a_job_is_held_or_released_is_news_once() -> None:
     assert len(set(kinds)) == len(kinds)
     corrected = attr.evolve(HELD_TWICE[3], at=BEGINNING + 21)  # the notifier corrects a worker's clock to some second
     assert news_kind(corrected) == kinds[3]
-    assert news_kind(released(51)) not in kinds
+    assert news_kind(make_released(51)) not in kinds

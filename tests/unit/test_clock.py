@@ -183,8 +183,8 @@ def test_attempts_are_in_the_order_they_were_heard_of() -> None:
     assert found.status == "Building"
 
 
-def off(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRecord:
-    """A build of a builder whose clock said this when it began, after a wait of ten seconds."""
+def make_skewed(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRecord:
+    """Make a build of a builder whose clock showed this time at the start, after a wait of ten seconds."""
     end = NOW + took if right_since else clock + took
     return leg(
         (NOW - 10, event("Queued", at=NOW - 10, tube="x86_64", job=1, priority=1)),
@@ -197,12 +197,12 @@ def off(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRe
 @pytest.mark.parametrize("clock", [7.0, NOW - 7200, NOW + 30, FUTURE])
 def test_a_builder_whose_clock_is_off_is_counted_in_no_duration(clock: float) -> None:
     for right_since in (False, True):
-        found = off(clock, right_since=right_since)
+        found = make_skewed(clock, right_since=right_since)
         assert found.skew
         assert found.attempts[0].skew
         assert found.duration is None
         assert found.wait is None
-        told = compute_stats([found, off(NOW)]).every.to_dict()
+        told = compute_stats([found, make_skewed(NOW)]).every.to_dict()
         assert told["results"] == {"published": 2}
         assert told["build"]["count"] == told["wait"]["count"] == 1
         assert (told["build"]["total"], told["wait"]["total"]) == (60, 10)
@@ -215,14 +215,14 @@ def test_what_is_shown_of_it_is_timed_by_the_controller() -> None:
     )
     assert building.attempt_start == NOW
     assert make_row(building, NOW + 42, None, None, None).elapsed == 42
-    assert make_row(off(7.0), NOW + 99, None, None, None).elapsed is None
-    assert make_row(off(NOW), NOW + 99, None, None, None).elapsed == 60
+    assert make_row(make_skewed(7.0), NOW + 99, None, None, None).elapsed is None
+    assert make_row(make_skewed(NOW), NOW + 99, None, None, None).elapsed == 60
     right = leg((NOW, event("Building", at=NOW, started=NOW - 3)))
     assert right.attempt_start == NOW - 3
 
 
 def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
-    shown = "\n".join(format_build(BuildLegs(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}, {}))
+    shown = "\n".join(format_build(BuildLegs(legs=[make_skewed(7200.0 + NOW)]), {"x86_64": "nothing"}, {}))
     assert "on builder1.example.org (its clock is 2 h 00 min ahead of the controller's)\n" in shown
     for line in shown.splitlines():
         assert not line.lstrip().startswith(("started", "finished", "published")) or "after" not in line

@@ -147,7 +147,7 @@ def jobs(broker: FakeBroker, count: int = 1, **given: Any) -> list[FakeClaim]:
     return claims
 
 
-def saying(outcome: Outcome) -> Handle:
+def answer_all(outcome: Outcome) -> Handle:
     return lambda claims: [(claim, outcome) for claim in claims]
 
 
@@ -175,7 +175,7 @@ def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = jobs(broker)
-    daemon = Handler(broker, saying(None))
+    daemon = Handler(broker, answer_all(None))
     reserve_jobs = daemon.reserve_jobs
 
     def drain_first(*words: Any) -> list[Any]:
@@ -190,12 +190,12 @@ def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(
 
 def test_what_is_done_is_deleted(broker: FakeBroker) -> None:
     (job,) = jobs(broker)
-    Handler(broker, saying(None)).run()
+    Handler(broker, answer_all(None)).run()
     assert job.settled == ["done"]
     assert not broker.told
 
 
-@pytest.mark.parametrize("how", [saying, raising])
+@pytest.mark.parametrize("how", [answer_all, raising])
 @pytest.mark.parametrize(("outcome", "settled"), RULES, ids=lambda value: type(value).__name__)
 def test_each_outcome_has_its_settling(
     broker: FakeBroker, how: Callable[[Exception], Handle], outcome: Exception, settled: list[str]
@@ -209,7 +209,7 @@ def test_each_outcome_has_its_settling(
     assert len(broker.told) == (2 if settled == ["buried"] else 0)
 
 
-@pytest.mark.parametrize("how", [saying, raising])
+@pytest.mark.parametrize("how", [answer_all, raising])
 def test_a_broker_that_went_settles_nothing_and_is_reached_anew(
     broker: FakeBroker, how: Callable[[Exception], Handle]
 ) -> None:
@@ -222,7 +222,7 @@ def test_a_broker_that_went_settles_nothing_and_is_reached_anew(
 
 def test_a_refusal_is_told_before_the_job_is_buried(broker: FakeBroker) -> None:
     jobs(broker, body=b"\xff{]")
-    Handler(broker, saying(None)).run()
+    Handler(broker, answer_all(None)).run()
     assert broker.log == ["told", "1 buried"]
     (event,) = broker.told
     assert (event.tube, event.job, event.host, event.begins) == ("createrepo", 1, "b1", "\ufffd{]")
@@ -232,7 +232,7 @@ def test_a_refusal_is_told_before_the_job_is_buried(broker: FakeBroker) -> None:
 
 def test_a_bug_is_told_as_one(broker: FakeBroker) -> None:
     jobs(broker)
-    Handler(broker, saying(KeyError("arch"))).run()
+    Handler(broker, answer_all(KeyError("arch"))).run()
     assert broker.told[0].reason == "a bug in Reimzul: KeyError('arch')"
 
 
@@ -246,7 +246,7 @@ def test_a_refusal_shows_the_first_kb(broker: FakeBroker) -> None:
 def test_what_cannot_be_decoded_reaches_no_handler(broker: FakeBroker) -> None:
     bad, good = FakeClaim(1, broker, body=b"17"), FakeClaim(2, broker)
     broker.waiting += [bad, good]
-    handler = Handler(broker, saying(None))
+    handler = Handler(broker, answer_all(None))
     handler.run()
     assert handler.handled == [[2]]
     assert (bad.settled, good.settled) == (["buried"], ["done"])
@@ -258,7 +258,7 @@ def test_what_the_daemon_itself_refuses_reaches_no_handler(broker: FakeBroker) -
             raise InvalidMessage(f"{message.target} is none of ours")
 
     (job,) = jobs(broker)
-    handler = Picky(broker, saying(None))
+    handler = Picky(broker, answer_all(None))
     handler.run()
     assert handler.handled == []
     assert job.settled == ["buried"]
@@ -274,7 +274,7 @@ def test_what_the_daemon_itself_refuses_reaches_no_handler(broker: FakeBroker) -
 def test_a_job_lost_while_it_is_settled_stops_nothing(broker: FakeBroker, outcome: Outcome) -> None:
     lost, after = FakeClaim(1, broker, fails=ReservationLost("not ours")), FakeClaim(2, broker)
     broker.waiting += [lost, after]
-    Handler(broker, saying(outcome)).run()
+    Handler(broker, answer_all(outcome)).run()
     assert broker.forgotten[0] is lost
     assert len(after.settled) == 1
     assert broker.closed == 1, "no new connection was needed"
@@ -283,7 +283,7 @@ def test_a_job_lost_while_it_is_settled_stops_nothing(broker: FakeBroker, outcom
 def test_noise_that_is_lost_while_it_is_refused_stops_nothing(broker: FakeBroker) -> None:
     lost, after = FakeClaim(1, broker, body=b"17", fails=ReservationLost("not ours")), FakeClaim(2, broker)
     broker.waiting += [lost, after]
-    Handler(broker, saying(None)).run()
+    Handler(broker, answer_all(None)).run()
     assert broker.forgotten == [lost]
     assert after.settled == ["done"]
 
@@ -291,7 +291,7 @@ def test_noise_that_is_lost_while_it_is_refused_stops_nothing(broker: FakeBroker
 def test_a_refusal_that_cannot_be_told_now_gives_the_job_back(broker: FakeBroker) -> None:
     broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker)
-    Handler(broker, saying(InvalidMessage("none"))).run()
+    Handler(broker, answer_all(InvalidMessage("none"))).run()
     assert job.settled == ["again 10"]
     assert not broker.told
 
@@ -299,7 +299,7 @@ def test_a_refusal_that_cannot_be_told_now_gives_the_job_back(broker: FakeBroker
 def test_noise_whose_refusal_cannot_be_told_now_is_left_to_a_new_connection(broker: FakeBroker) -> None:
     broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker, body=b"17")
-    Handler(broker, saying(None)).run()
+    Handler(broker, answer_all(None)).run()
     assert job.settled == []
     assert broker.closed == 2, "closing the connection gives it back"
 
@@ -309,7 +309,7 @@ def test_noise_whose_refusal_cannot_be_told_now_is_left_to_a_new_connection(brok
 
 def test_a_batch_is_what_waits_and_no_more(broker: FakeBroker) -> None:
     jobs(broker, 5)
-    handler = Handler(broker, saying(None), batch=3)
+    handler = Handler(broker, answer_all(None), batch=3)
     handler.run()
     assert handler.handled == [[1, 2, 3], [4, 5]]
     assert broker.waits == [1, 0, 0, 1, 0, 0, 1], "only the first of a batch is waited for"
@@ -354,7 +354,7 @@ def test_no_job_is_taken_while_the_daemon_is_not_ready(broker: FakeBroker, monke
             assert looks[0] or not broker.waits
             return looks.pop(0) if len(looks) > 1 else True
 
-    handler = Ill(broker, saying(None))
+    handler = Ill(broker, answer_all(None))
     handler.run()
     assert job.settled == ["done"]
     assert handler.idled >= 2
@@ -369,7 +369,7 @@ def test_beanstalkd_away_is_waited_out_and_said_once(broker: FakeBroker, caplog:
         return broker
 
     (job,) = jobs(broker)
-    handler = Handler(broker, saying(None))
+    handler = Handler(broker, answer_all(None))
     handler.connect = connect
     with caplog.at_level("INFO"):
         handler.run()
@@ -385,7 +385,7 @@ def test_a_stop_is_heeded_while_beanstalkd_is_away(broker: FakeBroker, monkeypat
         os.kill(os.getpid(), signal.SIGTERM)
         raise BrokerUnavailable("nobody answers")
 
-    handler = Handler(broker, saying(None))
+    handler = Handler(broker, answer_all(None))
     handler.connect = connect
     handler.run()
     assert broker.stop.now.is_set()

@@ -36,7 +36,7 @@ from reimzul.admin.doctor.controller import is_too_old
 from reimzul.admin.doctor.host import ENTER, READ, WRITE, Host, user_can
 from reimzul.admin.setup.files import System
 from reimzul.admin.setup.roles import PAGES, PUBLIC
-from reimzul.core import stunnel
+from reimzul.core import roles
 from reimzul.core.errors import BrokerUnavailable, InputError
 from reimzul.core.settings import Settings
 
@@ -162,9 +162,9 @@ def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
 # --- whose host it is
 
 
-def conf(name: str) -> stunnel.StunnelConfig:
+def conf(name: str) -> roles.StunnelConfig:
     text = (TREE / "conf" / name).read_text(encoding="utf-8")
-    return stunnel.parse_stunnel_config(Path("/etc/stunnel/reimzul.conf"), text)
+    return roles.parse_stunnel_config(Path("/etc/stunnel/reimzul.conf"), text)
 
 
 def test_our_configurations_of_stunnel_are_understood() -> None:
@@ -193,7 +193,7 @@ def test_a_host_is_what_its_stunnel_offers_and_uses(tmp_path: Path, name: str, r
 
 
 def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None:
-    ini, none = tmp_path / "reimzul.ini", stunnel.read_stunnel_config(tmp_path / "none.conf")
+    ini, none = tmp_path / "reimzul.ini", roles.read_stunnel_config(tmp_path / "none.conf")
     ini.write_text("[worker]\nmock = mock\n[repogen]\ncores = 1\n")
     assert host.detect_roles(none, ini) == ["builder", "bstore"]
     ini.write_text("[farm]\n")
@@ -208,7 +208,7 @@ def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None
     builder = conf("stunnel-builder.conf")
     way = builder.clients[0]
     text = network.make_config(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
-    made = stunnel.parse_stunnel_config(Path("/probe"), text)
+    made = roles.parse_stunnel_config(Path("/probe"), text)
     (section,) = made.sections
     assert (section.is_client, section.accept, section.connect) == (True, ("127.0.0.1", 4), ("far", 13100))
     assert section.options["ciphers"] == way.options["ciphers"]

@@ -25,7 +25,7 @@ spans = st.floats(0.1, 100_000)
 some = st.lists(spans, min_size=1, max_size=30)
 
 
-def built(name: str, seconds: float, **more: Any) -> BuildRecord:
+def make_built(name: str, seconds: float, **more: Any) -> BuildRecord:
     return BuildRecord(**{"pkgname": name, "started": 1000.0, "finished": 1000.0 + seconds, **more})
 
 
@@ -67,10 +67,10 @@ def test_of_one_or_two_builds_the_doubt_is_large() -> None:
 @pytest.mark.parametrize(
     ("document", "seconds"),
     [
-        (built("time", 5.0), 5.0),
-        (built("time", 5.0, started=0.0), None),
-        (built("time", 5.0, finished=0.0), None),
-        (built("time", -5.0), None),
+        (make_built("time", 5.0), 5.0),
+        (make_built("time", 5.0, started=0.0), None),
+        (make_built("time", 5.0, finished=0.0), None),
+        (make_built("time", -5.0), None),
         (BuildRecord(), None),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_duration_needs_both_its_ends(document: BuildRecord, seconds: float | 
 
 
 def test_a_package_that_was_never_built_takes_what_the_others_do() -> None:
-    arch = ArchStats([built("time", 5.0), built("kernel", 5000.0), built("kernel", 5001.0)])
+    arch = ArchStats([make_built("time", 5.0), make_built("kernel", 5000.0), make_built("kernel", 5001.0)])
     own, others = arch.stats_for("kernel"), arch.stats_for("tar")
     assert own
     assert own.own

@@ -20,7 +20,7 @@ OLD, NEW = (EventKey(number=number, secret=bytes([number]) * 32) for number in (
 PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
 
 
-def signed(folder: Path, *keys: EventKey, status: str = "Published") -> BuildEvent:
+def sign_event(folder: Path, *keys: EventKey, status: str = "Published") -> BuildEvent:
     """An event as repogen signs it, after its way through a tube."""
     (folder / "build.json").write_text("{}")
     made = EventKeys(keys or (OLD,)).sign(event(status, place=PLACE), folder)
@@ -36,8 +36,8 @@ def claimed(given: BuildEvent, *keys: EventKey, now: float = NOW) -> bool | None
 
 
 def test_an_event_that_repogen_signed_is_no_claim(tmp_path: Path) -> None:
-    assert claimed(signed(tmp_path)) is False
-    assert signed(tmp_path).manifest_sha256.startswith("44136fa3")  # of build.json
+    assert claimed(sign_event(tmp_path)) is False
+    assert sign_event(tmp_path).manifest_sha256.startswith("44136fa3")  # of build.json
 
 
 @pytest.mark.parametrize("status", ["Published", "Rejected"])
@@ -67,28 +67,28 @@ def test_nothing_else_is_signed_by_bstore(status: str) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_a_signature_is_worth_nothing_for_another_event(tmp_path: Path, change: dict[str, Any]) -> None:
-    assert claimed(attr.evolve(signed(tmp_path), **change)) is True
+    assert claimed(attr.evolve(sign_event(tmp_path), **change)) is True
 
 
 def test_the_sender_decides_nothing(tmp_path: Path) -> None:
     assert claimed(event("Published", claimed=False)) is True
-    assert claimed(attr.evolve(signed(tmp_path), claimed=True)) is False
+    assert claimed(attr.evolve(sign_event(tmp_path), claimed=True)) is False
 
 
 def test_the_number_in_a_signature_is_that_of_its_key(tmp_path: Path) -> None:
-    (number, _, code) = signed(tmp_path).signature.partition(":")
+    (number, _, code) = sign_event(tmp_path).signature.partition(":")
     assert number == "1"
-    assert claimed(attr.evolve(signed(tmp_path), signature=f"2:{code}"), OLD, NEW) is True
+    assert claimed(attr.evolve(sign_event(tmp_path), signature=f"2:{code}"), OLD, NEW) is True
 
 
 def test_two_keys_are_valid_while_one_is_replaced(tmp_path: Path) -> None:
     day = time.strftime("%Y-%m-%d", time.gmtime(NOW))
     ending = attr.evolve(OLD, until=day)
-    assert claimed(signed(tmp_path, OLD), ending, NEW) is False
-    assert claimed(signed(tmp_path, OLD, NEW), ending, NEW) is False
-    assert signed(tmp_path, OLD, NEW).signature.startswith("2:")
-    assert claimed(signed(tmp_path, OLD), ending, NEW, now=NOW + 86400) is True
-    assert claimed(signed(tmp_path, NEW), ending, NEW, now=NOW + 86400) is False
+    assert claimed(sign_event(tmp_path, OLD), ending, NEW) is False
+    assert claimed(sign_event(tmp_path, OLD, NEW), ending, NEW) is False
+    assert sign_event(tmp_path, OLD, NEW).signature.startswith("2:")
+    assert claimed(sign_event(tmp_path, OLD), ending, NEW, now=NOW + 86400) is True
+    assert claimed(sign_event(tmp_path, NEW), ending, NEW, now=NOW + 86400) is False
 
 
 def test_without_keys_all_is_as_it_was(tmp_path: Path) -> None:

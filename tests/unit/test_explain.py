@@ -65,7 +65,7 @@ def facts(document: BuildRecord, **more: Any) -> BuildFacts:
     return BuildFacts(**{**given, **more})
 
 
-def said(about: BuildFacts) -> str:
+def explain_text(about: BuildFacts) -> str:
     return "\n".join(explain(about).sentences)
 
 
@@ -127,7 +127,7 @@ def test_a_busy_worker_is_reckoned_with_what_it_has_left() -> None:
     ],
 )
 def test_each_worker_is_told_of_in_its_state(seen: WorkerRecord, words: str) -> None:
-    assert words in said(facts(leg("Queued"), workers=[seen]))
+    assert words in explain_text(facts(leg("Queued"), workers=[seen]))
 
 
 @pytest.mark.parametrize("state", ["unfit", "drained", "quarantined", "draining"])
@@ -144,19 +144,19 @@ def test_that_nobody_watches_its_tube_is_said() -> None:
 
 
 def test_where_the_workers_cannot_be_known_the_watchers_are_counted() -> None:
-    text = said(facts(leg("Queued"), tube=TubeStats("x86_64", watchers=3), workers=None))
+    text = explain_text(facts(leg("Queued"), tube=TubeStats("x86_64", watchers=3), workers=None))
     assert "3 workers watch that tube; this host cannot see which." in text
 
 
 def test_of_many_workers_the_rest_is_counted_by_state() -> None:
     seen = [worker(f"builder{number}", "building", build=hand()) for number in range(9)] + [worker("last", heard=0.0)]
-    assert "And 2 workers more: 1 building and 1 silent." in said(facts(leg("Queued"), workers=seen))
+    assert "And 2 workers more: 1 building and 1 silent." in explain_text(facts(leg("Queued"), workers=seen))
 
 
 def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once() -> None:
     words: dict[str, Any] = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org"}
     document = leg("Building", "Rejected", url="http://attempts/", reason="createrepo_c refuses x.rpm", **words)
-    text = said(facts(document))
+    text = explain_text(facts(document))
     assert "It was rejected" in text
     assert "on builder1" not in text
     assert text.count("createrepo_c refuses x.rpm") == text.count("Its logs: http://attempts/") == 1
@@ -164,7 +164,7 @@ def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once()
 
 @pytest.mark.parametrize("status", ["Failed", "Rejected", "Cancelled"])
 def test_the_command_that_builds_it_again_leaves_published_arches_alone(status: str) -> None:
-    told = said(facts(leg("Building", status, reason="%build failed")))
+    told = explain_text(facts(leg("Building", status, reason="%build failed")))
     assert f"To build it again: reimzul retry {build_id(1)[:8]} --failed" in told.splitlines()
 
 
@@ -175,13 +175,15 @@ def test_where_logs_have_no_link_a_path_or_a_command_stands(scratch: bool) -> No
         leg("Building", "Failed", place=place, scratch=scratch), LinkRoots(store="http://bstore.example.org/")
     )
     command = f"Its logs: reimzul log {build_id(1)[:8]} --arch x86_64"
-    assert (command if scratch else f"Its logs: http://bstore.example.org/{place}/") in said(facts(failed)).splitlines()
+    assert (command if scratch else f"Its logs: http://bstore.example.org/{place}/") in explain_text(
+        facts(failed)
+    ).splitlines()
     if not scratch:
-        assert f"Its logs: on bstore: {place}" in said(facts(relink(failed, NO_LINKS)))
+        assert f"Its logs: on bstore: {place}" in explain_text(facts(relink(failed, NO_LINKS)))
     built = relink(
         leg("Building", "Success", place=place, scratch=scratch), LinkRoots(store="http://bstore.example.org/")
     )
-    assert (f"Its files: on bstore: {place}" in said(facts(built))) == scratch
+    assert (f"Its files: on bstore: {place}" in explain_text(facts(built))) == scratch
 
 
 def test_a_failed_attempt_and_the_next_start_are_told() -> None:
@@ -209,11 +211,13 @@ def test_a_build_whose_source_cannot_be_downloaded_waits_for_that() -> None:
     assert "It starts after that." in text
     assert "No worker gets it before" in text
     assert (told.start, told.end) == (None, None)
-    ready = said(facts(document, now=NOW + 30, workers=[worker(heard=NOW + 30)]))
+    ready = explain_text(facts(document, now=NOW + 30, workers=[worker(heard=NOW + 30)]))
     assert "at once" not in ready
     assert "It waits for its source" in ready
     again = leg("Queued", "Queued", "Queued", tube="x86_64", job=106, priority=8192)
-    assert "Expected start: at once." in said(facts(again)), "what is put again for another reason waits for nothing"
+    assert "Expected start: at once." in explain_text(facts(again)), (
+        "what is put again for another reason waits for nothing"
+    )
 
 
 def test_a_job_that_was_put_aside_names_the_commands() -> None:
@@ -239,13 +243,13 @@ def test_a_running_build_is_told_with_its_phase_and_what_is_left() -> None:
 
 
 def test_a_build_that_takes_longer_than_ever_is_said() -> None:
-    text = said(facts(leg("Queued", "Building", started=NOW - 900), job="reserved", own_stats=FIVE))
+    text = explain_text(facts(leg("Queued", "Building", started=NOW - 900), job="reserved", own_stats=FIVE))
     assert "It has taken longer than 90 % of them." in text
 
 
 def test_a_build_whose_worker_is_silent_is_said() -> None:
     seen = worker(state="building", heard=NOW - 300, build=attr.evolve(hand(1), build_id=build_id(1)))
-    text = said(facts(leg("Queued", "Building", started=NOW - 600), job="reserved", workers=[seen]))
+    text = explain_text(facts(leg("Queued", "Building", started=NOW - 600), job="reserved", workers=[seen]))
     assert "That worker has sent no heartbeat for 5 min 00 s." in text
 
 
@@ -258,7 +262,9 @@ def test_a_build_whose_job_was_put_aside_or_is_gone_is_not_built_by_anybody() ->
     assert gone.end is None
     assert "no worker is known to build it" in "\n".join(gone.sentences)  # somebody had said that he builds it
     at_it = worker(state="building", build=attr.evolve(hand(1), build_id=build_id(1)))
-    assert "builder1.example.org builds it" in said(facts(document, job="gone", workers=[at_it], own_stats=FIVE))
+    assert "builder1.example.org builds it" in explain_text(
+        facts(document, job="gone", workers=[at_it], own_stats=FIVE)
+    )
 
 
 def test_a_build_that_is_fetched_does_not_wait_behind_itself() -> None:
@@ -316,11 +322,11 @@ def test_why_a_success_is_not_published_yet(createrepo: TubeStats, words: str) -
     ],
 )
 def test_what_is_over_is_told_as_it_ended(document: BuildRecord, words: str) -> None:
-    assert words in said(facts(document))
+    assert words in explain_text(facts(document))
 
 
 def test_a_cancel_on_its_way_and_a_notifier_that_is_behind_are_said() -> None:
-    text = said(facts(leg("Queued"), cancel=ControlFlag(by="johnny"), backlog=1234))
+    text = explain_text(facts(leg("Queued"), cancel=ControlFlag(by="johnny"), backlog=1234))
     assert "johnny has cancelled it; it has not ended yet." in text
     assert "The notifier has 1,234 events still to read: this may be out of date." in text
 
@@ -391,7 +397,7 @@ def test_what_was_nobodys_fault_is_said_once_and_named() -> None:
 
 def test_a_claim_is_named_beside_what_is_known() -> None:
     claim = apply_events({}, [event("Success"), event("Published", claimed=True)])[event("Success").key]
-    assert "published (claimed: not signed by bstore): reimzul doctor" in said(facts(claim))
+    assert "published (claimed: not signed by bstore): reimzul doctor" in explain_text(facts(claim))
     (alone,) = apply_events({}, [event("Published", claimed=True)]).values()
     assert explain(facts(alone)).sentences == (
         ["Announced as published (claimed: not signed by bstore): reimzul doctor says more."]

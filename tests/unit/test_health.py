@@ -22,9 +22,9 @@ from reimzul.admin.watch import find_obstacle, make_row
 from reimzul.core import heartbeat
 from reimzul.core.beanstalk import Broker
 from reimzul.core.beanstalk_stats import TubeStats
-from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.heartbeat import ErrorLog, HeartbeatSender, ProcessIdentity, own_instance
 from reimzul.core.message import MAX_ERRORS, RecentError, Role, WorkerHeartbeat
+from reimzul.core.retry import compute_backoff
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from reimzul.history.workers import WorkerRecord, WorkerStore
@@ -240,7 +240,7 @@ def leg(*statuses: str, **more: Any) -> BuildRecord:
     return found
 
 
-def said(document: BuildRecord, **more: Any) -> str:
+def explain_text(document: BuildRecord, **more: Any) -> str:
     given: dict[str, Any] = {
         "now": NOW, "leg": document, "job": "ready", "tube": TubeStats("x86_64", ready=1, watchers=2),
         "createrepo": TubeStats("createrepo", watchers=1), "tosign": TubeStats("tosign"),
@@ -249,7 +249,7 @@ def said(document: BuildRecord, **more: Any) -> str:
 
 
 def test_an_overdue_worker_is_not_called_usable() -> None:
-    text = said(leg("Queued"), workers=[process(heard=NOW - 45)])
+    text = explain_text(leg("Queued"), workers=[process(heard=NOW - 45)])
     assert "may be gone: its last heartbeat came 45 s ago, and one is due every 30 s" in text
     assert "could take it" not in text
     assert "No worker takes it now." in text
@@ -257,16 +257,16 @@ def test_an_overdue_worker_is_not_called_usable() -> None:
 
 def test_a_worker_that_leaves_the_build_to_others_delays_its_start() -> None:
     workers = [process("b1"), process("b2")]
-    text = said(leg("Queued"), workers=workers, backoffs={"b1.example.org": 2000.0})
+    text = explain_text(leg("Queued"), workers=workers, backoffs={"b1.example.org": 2000.0})
     assert "1 worker could take it." in text
     assert "b1.example.org is free, but could not build it, and leaves it to others for 33 min 20 s more" in text
-    both = said(leg("Queued"), workers=workers, backoffs={"b1.example.org": 50.0, "b2.example.org": 40.0})
+    both = explain_text(leg("Queued"), workers=workers, backoffs={"b1.example.org": 50.0, "b2.example.org": 40.0})
     assert "No worker takes it now." in both
     assert "Expected start: in 40 s" in both
 
 
 def test_a_drained_worker_is_not_called_usable_before_its_next_heartbeat() -> None:
-    text = said(leg("Queued"), workers=[process()], drained={"b1.example.org": "drained by root: new disk"})
+    text = explain_text(leg("Queued"), workers=[process()], drained={"b1.example.org": "drained by root: new disk"})
     assert "takes no jobs (drained by root: new disk)" in text
     assert "could take it" not in text
 
@@ -274,13 +274,13 @@ def test_a_drained_worker_is_not_called_usable_before_its_next_heartbeat() -> No
 def test_what_fails_in_the_store_is_explained_for_the_builds_concerned() -> None:
     built = leg("Queued", "Building", "Success")
     repogen = process("s1", Role.REPOGEN, errors=(error("indexing", target=TARGET),), free_mib=20)
-    text = said(built, processes=Processes(connected=[repogen]))
+    text = explain_text(built, processes=Processes(connected=[repogen]))
     assert "repogen on s1.example.org: indexing failed 3 times in a row, for 2 min 00 s: it is broken." in text
     assert "s1.example.org: its disk has 20.0 MiB free." in text
     other = process("s1", Role.REPOGEN, errors=(error("indexing", target="c9.x86_64"),))
-    assert "it is broken" not in said(built, processes=Processes(connected=[other]))
+    assert "it is broken" not in explain_text(built, processes=Processes(connected=[other]))
     unstaged = process("s1", Role.TOSIGN, errors=(error("staging", build_id=build_id(1), arch="x86_64"),))
-    assert "it is broken" in said(leg("Success", "Published"), processes=Processes(connected=[unstaged]))
+    assert "it is broken" in explain_text(leg("Success", "Published"), processes=Processes(connected=[unstaged]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SQLite history that is damaged on its disk: what can be read is kept, the rest is said to be lost."""
+"""A SQLite history that is damaged on its disk: what can be read is kept, the rest is reported as lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _reading(path: Path) -> Iterator[History]:
         yield history
 
 
-def _known(path: Path) -> set[str]:
+def _read_ids(path: Path) -> set[str]:
     with _reading(path) as history:
         return {build.build_id for build in history.iterate_builds(BuildFilter())}
 
@@ -91,7 +91,7 @@ def test_a_damaged_history_is_replaced_by_what_can_be_read(
     sink.close()
     (aside,) = _asides(path)
     assert aside.read_bytes() == damaged
-    known = _known(path)
+    known = _read_ids(path)
     assert build_id(99) in known
     assert least < len(known) - 1 <= _COUNT - lost, "a damaged page costs its own builds alone"
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
@@ -110,7 +110,7 @@ def test_damage_that_comes_while_the_notifier_runs_is_found_when_sqlite_meets_it
         _deliver(sink, 99)
     _deliver(sink, 99)
     sink.close()
-    assert build_id(99) in _known(path)
+    assert build_id(99) in _read_ids(path)
     assert len(_asides(path)) == 1
 
 
@@ -121,7 +121,7 @@ def test_an_index_that_does_not_fit_is_mended(path: Path) -> None:
                    "WHERE name = 'builds_group'")  # fmt: skip
         db.commit()
     assert "90 builds" in repair_history(f"sqlite://{path}", thorough=True)
-    assert len(_known(path)) == _COUNT
+    assert len(_read_ids(path)) == _COUNT
 
 
 def test_a_record_that_is_no_json_is_left_out_and_made_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,12 +130,12 @@ def test_a_record_that_is_no_json_is_left_out_and_made_anew(path: Path, caplog: 
         for number, harm in enumerate((b"{", b"\xff\xfe{}", b"[17]", b"")):
             db.execute(query, (harm, f"{build_id(number)}%"))
         db.commit()
-    assert len(_known(path)) == _COUNT - 4
+    assert len(_read_ids(path)) == _COUNT - 4
     assert caplog.text.count("is damaged, and left out") == 4
     sink = _sink(path)
     _deliver(sink, 1)
     sink.close()
-    assert len(_known(path)) == _COUNT - 3
+    assert len(_read_ids(path)) == _COUNT - 3
     assert not _asides(path)
 
 
@@ -154,19 +154,22 @@ def test_the_latest_build_of_a_group_is_named_again_where_it_is_lost(path: Path)
 def test_a_kill_between_the_two_renames_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _overwrite(path, _leaf(path, 40))
 
-    def killed(source: object, _: object) -> None:
+    def raise_interrupt(source: object, _: object) -> None:
         raise KeyboardInterrupt(source)
 
     with monkeypatch.context() as patch:
-        patch.setattr("reimzul.history.sqlite.os.rename", _only(path.parent / "history.sqlite.salvaged", killed))
+        patch.setattr(
+            "reimzul.history.sqlite.os.rename",
+            _rename_instead(path.parent / "history.sqlite.salvaged", raise_interrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             repair_history(f"sqlite://{path}")
     assert not path.exists()
     assert repair_history(f"sqlite://{path}") == ""
-    assert len(_known(path)) > _COUNT / 2
+    assert len(_read_ids(path)) > _COUNT / 2
 
 
-def _only(source: Path, instead: object) -> object:
+def _rename_instead(source: Path, instead: object) -> object:
     real = os.rename
 
     def rename(old: object, new: object) -> None:
@@ -193,4 +196,4 @@ def test_what_is_only_busy_or_full_is_not_damaged(path: Path) -> None:
 def test_a_reader_of_a_damaged_history_is_told_so(path: Path) -> None:
     _overwrite(path, 0, b"\xa5" * path.stat().st_size)
     with pytest.raises(HistoryDamaged, match="the history cannot be used"):
-        _known(path)
+        _read_ids(path)

@@ -12,7 +12,7 @@ from reimzul.worker.upload import LogStreamer
 from tests.events import ATTEMPT, build_id
 
 
-def followed(folder: Path, script: str) -> Any:
+def make_leg(folder: Path, script: str) -> Any:
     """A leg that writes a line just before it is over, with a program for rsync."""
     rsync = folder / "rsync"
     rsync.write_text(f"#!/bin/sh\n{script}\n")
@@ -30,10 +30,10 @@ def followed(folder: Path, script: str) -> Any:
 
 
 def test_the_end_of_a_log_is_sent_when_the_leg_is_over(tmp_path: Path) -> None:
-    followed(tmp_path, f'for word; do case $word in */build.log) cp "$word" {tmp_path}/sent;; esac; done')
+    make_leg(tmp_path, f'for word; do case $word in */build.log) cp "$word" {tmp_path}/sent;; esac; done')
     assert (tmp_path / "sent").read_text() == "the end\n"
 
 
 def test_a_store_that_is_away_ends_no_leg(tmp_path: Path) -> None:
-    followed(tmp_path, f"touch {tmp_path}/tried; exit 10")
+    make_leg(tmp_path, f"touch {tmp_path}/tried; exit 10")
     assert (tmp_path / "tried").exists()

@@ -52,13 +52,13 @@ def follow(
     (path / "build.log").write_bytes(b"+ make\n")
     logs, left, said = LogFollower("", urls, build_id(1), None, "build.log"), list(told), Printed()
 
-    def now() -> BuildRecord:
+    def find_record() -> BuildRecord:
         found = left.pop(0) if len(left) > 1 else left[0]
         if found is None:
             raise HistoryUnavailable("away")
         return found
 
-    monkeypatch.setattr(logs, "_read_leg", now)
+    monkeypatch.setattr(logs, "_read_leg", find_record)
     try:
         return logs.print_log(said, None, follow=True), said  # type: ignore[arg-type]
     finally:
@@ -82,7 +82,7 @@ def test_following_survives_an_unavailable_history(tmp_path: Path, monkeypatch: 
     assert (whole, said.body) == (True, b"+ make\n")
 
 
-def shown(
+def print_failed_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch, logs: dict[str, bytes], name: str | None, **known: Any
 ) -> Printed:
     """Print a log of a failed attempt of which these logs are kept."""
@@ -108,12 +108,12 @@ LONG = b"".join(b"line %d of a long log\n" % number for number in range(200_000)
 
 @pytest.mark.parametrize("packed", [gzip.compress(LONG), gzip.compress(LONG[:99]) + gzip.compress(LONG[99:])])
 def test_a_gzipped_log_is_printed_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bytes) -> None:
-    assert shown(tmp_path, monkeypatch, {"build.log.gz": packed}, "build.log").body == LONG
+    assert print_failed_log(tmp_path, monkeypatch, {"build.log.gz": packed}, "build.log").body == LONG
 
 
 def test_a_damaged_gzipped_log_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoLog, match=r"build\.log\.gz is damaged"):
-        shown(tmp_path, monkeypatch, {"build.log.gz": b"no gzip"}, "build.log")
+        print_failed_log(tmp_path, monkeypatch, {"build.log.gz": b"no gzip"}, "build.log")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_damaged_gzipped_log_is_reported(tmp_path: Path, monkeypatch: pytest.M
 def test_the_log_with_the_cause_is_printed_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], name: str | None, body: bytes
 ) -> None:
-    said = shown(tmp_path, monkeypatch, {"build.log": b"build", "root.log": b"root"}, name, **known)
+    said = print_failed_log(tmp_path, monkeypatch, {"build.log": b"build", "root.log": b"root"}, name, **known)
     assert said.body == body
     assert said.notes == ("root.log: it has the cause of the failure\n" if body == b"root" else "")
 
@@ -136,7 +136,7 @@ def test_the_log_with_the_cause_is_printed_by_default(
 def test_a_log_followed_from_live_into_a_packed_one_is_printed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    printed = shown(tmp_path / "a", monkeypatch, {"build.log.gz": gzip.compress(LONG)}, "build.log")
+    printed = print_failed_log(tmp_path / "a", monkeypatch, {"build.log.gz": gzip.compress(LONG)}, "build.log")
     assert printed.body == LONG
     unpacker = module._GzipLog(len(LONG) // 2)
     assert unpacker.unpack(gzip.compress(LONG)) == LONG[len(LONG) // 2 :]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`build.json`: it reads back, anything else in its place is refused, and its rpms and place are told."""
+"""`build.json`: it is read as it was written, anything else is refused, and events have its rpms and place."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ WIRE: dict[str, Any] = {
 }
 
 
-def written(folder: Path, content: bytes) -> Path:
+def write_manifest(folder: Path, content: bytes) -> Path:
     (folder / MANIFEST).write_bytes(content)
     return folder
 
 
 def refusal(folder: Path, content: bytes) -> str:
     with pytest.raises(InvalidMessage) as refused:
-        read_manifest(written(folder, content))
+        read_manifest(write_manifest(folder, content))
     assert str(refused.value).isprintable()
     return str(refused.value)
 
 
 def test_a_manifest_reads_back_from_its_file(tmp_path: Path) -> None:
     manifest = Manifest.from_json({**WIRE, "later": [1]})
-    assert read_manifest(written(tmp_path, manifest.to_text().encode())) == manifest
+    assert read_manifest(write_manifest(tmp_path, manifest.to_text().encode())) == manifest
     assert manifest.extra == {"later": [1]}
 
 
@@ -97,13 +97,13 @@ def test_no_manifest_is_no_fault_of_one(tmp_path: Path) -> None:
 def test_anything_in_its_place_is_a_manifest_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    folder = written(tmp_path_factory.getbasetemp(), content)
+    folder = write_manifest(tmp_path_factory.getbasetemp(), content)
     try:
         read = read_manifest(folder)
     except InvalidMessage as error:
         assert str(error).isprintable()  # noqa: PT017  any input is either taken or refused
     else:
-        assert read_manifest(written(folder, read.to_text().encode())) == read
+        assert read_manifest(write_manifest(folder, read.to_text().encode())) == read
 
 
 @pytest.mark.parametrize(

@@ -36,17 +36,17 @@ def test_every_program_and_every_command_has_a_page() -> None:
     assert {Path(file).stem for file in PAGES if file.startswith("man8/")} == set(commands.DAEMONS)
 
 
-def below(context: click.Context) -> list[click.Context]:
+def list_contexts(context: click.Context) -> list[click.Context]:
     """A command and all commands below it."""
     if not isinstance(context.command, click.Group):
         return [context]
-    return [context, *(one for inner in commands.visible_contexts(context) for one in below(inner))]
+    return [context, *(one for inner in commands.visible_contexts(context) for one in list_contexts(inner))]
 
 
 @pytest.mark.parametrize("program", commands.PROGRAMS)
 def test_every_option_and_argument_is_told(program: str) -> None:
     top = commands.find_context(commands.find_command(commands.PROGRAMS[program]), [program])
-    for context in below(top):
+    for context in list_contexts(top):
         words = context.command_path.split()
         own = "-".join(words[:2]) if words[0] == "reimzul" else words[0]
         section = 8 if words[0] in commands.DAEMONS else 1

@@ -54,13 +54,13 @@ def renderer(tmp_path: Path) -> Renderer:
     return Renderer(folder=tmp_path, repohost=STORE)
 
 
-def rendered(renderer: Renderer, text: str) -> str:
+def render_text(renderer: Renderer, text: str) -> str:
     path = renderer.folder / "c9.x86_64.cfg"
     path.write_text(text)
     return renderer.render(path)
 
 
-def parsed(text: str, **values: str) -> configparser.ConfigParser:
+def parse_config(text: str, **values: str) -> configparser.ConfigParser:
     """A configuration as dnf has it at last; no option stands twice in a section."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(jinja2.Template(text).render(**values))
@@ -69,8 +69,8 @@ def parsed(text: str, **values: str) -> configparser.ConfigParser:
 
 def conf(renderer: Renderer, text: str, key: str = "dnf.conf", **values: str) -> configparser.ConfigParser:
     """What dnf reads where the .cfg sets its configuration to that text."""
-    done = run(rendered(renderer, f"{HEAD}config_opts[{key!r}] = '''[main]\n{text}'''\n"), {})
-    return parsed(done[key], base=STORE, **values)
+    done = run(render_text(renderer, f"{HEAD}config_opts[{key!r}] = '''[main]\n{text}'''\n"), {})
+    return parse_config(done[key], base=STORE, **values)
 
 
 # --- always fresh
@@ -125,11 +125,11 @@ def test_every_package_managers_configuration_is_looked_at(renderer: Renderer, k
 
 def test_new_mocks_whose_keys_are_one_and_old_ones_with_both(renderer: Renderer) -> None:
     two = "".join(f"config_opts[{key!r}] = '''[{key[:3]}]\n{OURS['repohost']}'''\n" for key in ("yum.conf", "dnf.conf"))
-    text = rendered(renderer, two)
+    text = render_text(renderer, two)
     assert list(run(text, Aliased())) == ["dnf.conf"]
-    assert parsed(run(text, Aliased())["dnf.conf"])["dnf"]["metadata_expire"] == "0"
+    assert parse_config(run(text, Aliased())["dnf.conf"])["dnf"]["metadata_expire"] == "0"
     old = run(text, {})
-    assert [parsed(old[key])[key[:3]]["metadata_expire"] for key in ("yum.conf", "dnf.conf")] == ["0", "0"]
+    assert [parse_config(old[key])[key[:3]]["metadata_expire"] for key in ("yum.conf", "dnf.conf")] == ["0", "0"]
 
 
 OTHERS = {
@@ -146,17 +146,17 @@ OTHERS = {
 @pytest.mark.parametrize("option", OTHERS.values(), ids=OTHERS)
 def test_what_others_serve_is_left_as_it_is(renderer: Renderer, option: str) -> None:
     text = f"[main]\n[other]\nmetadata_expire=6h\n{option}\n[empty]\n\n# the end\n"
-    done = run(rendered(renderer, f"config_opts['dnf.conf'] = '''{text}'''\n"), {})
+    done = run(render_text(renderer, f"config_opts['dnf.conf'] = '''{text}'''\n"), {})
     assert done["dnf.conf"] == text.replace("http://repohost", STORE)
 
 
 def test_what_is_appended_sets_nothing_that_was_not_set(renderer: Renderer) -> None:
-    assert list(run(rendered(renderer, HEAD), {})) == ["root", "releasever", "base"]
+    assert list(run(render_text(renderer, HEAD), {})) == ["root", "releasever", "base"]
 
 
 def test_the_text_is_the_same_each_time_and_python_3_6_can_read_it(renderer: Renderer) -> None:
-    text = rendered(renderer, HEAD)
-    assert text == rendered(renderer, HEAD)
+    text = render_text(renderer, HEAD)
+    assert text == render_text(renderer, HEAD)
     tree = ast.parse(text, feature_version=(3, 6))
     closed = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.ClassDef)
     assert not [node for node in ast.walk(tree) if isinstance(node, closed)], "it would not see config_opts"
@@ -198,7 +198,7 @@ def write(folder: Path, **texts: str) -> None:
 
 def test_includes_are_inlined_and_rendered(renderer: Renderer) -> None:
     write(renderer.folder, outer="include('templates/inner.tpl')\nconfig_opts['outer'] = 'TARGETNAME'\n", inner=HEAD)
-    text = rendered(renderer, "include('templates/outer.tpl')\nconfig_opts['own'] = 1\n")
+    text = render_text(renderer, "include('templates/outer.tpl')\nconfig_opts['own'] = 1\n")
     done = run(text, {})
     assert (done["root"], done["outer"], done["base"]) == ("reimzul-c9.x86_64", "reimzul-c9.x86_64", STORE)
     assert list(done) == ["root", "releasever", "base", "outer", "own"]
@@ -207,8 +207,8 @@ def test_includes_are_inlined_and_rendered(renderer: Renderer) -> None:
 
 def test_repositories_of_an_include_are_fresh(renderer: Renderer) -> None:
     write(renderer.folder, x=f"config_opts['dnf.conf'] = '''[main]\n[t]\nmetadata_expire=6h\n{OURS['repohost']}\n'''\n")
-    done = run(rendered(renderer, "include('templates/x.tpl')\n"), {})
-    assert parsed(done["dnf.conf"])["t"]["metadata_expire"] == "0"
+    done = run(render_text(renderer, "include('templates/x.tpl')\n"), {})
+    assert parse_config(done["dnf.conf"])["t"]["metadata_expire"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def test_repositories_of_an_include_are_fresh(renderer: Renderer) -> None:
 def test_what_is_included_is_an_expression(renderer: Renderer, how: str) -> None:
     write(renderer.folder, x=HEAD)
     name = how.format("templates/x.tpl", all=renderer.folder / "templates/x.tpl")
-    assert run(rendered(renderer, f"  include({name})\n"), {})["releasever"] == "9"
+    assert run(render_text(renderer, f"  include({name})\n"), {})["releasever"] == "9"
 
 
 def test_a_file_is_included_once_and_a_ring_ends(renderer: Renderer) -> None:
     write(renderer.folder, x="include('templates/y.tpl')\n", y="include('templates/x.tpl')\nconfig_opts['n'] += 1\n")
     ring = "config_opts['n'] = 0\ninclude('templates/x.tpl')\ninclude('templates/y.tpl')\n"
-    assert run(rendered(renderer, ring), {})["n"] == 1
+    assert run(render_text(renderer, ring), {})["n"] == 1
 
 
 def test_a_comment_includes_nothing(renderer: Renderer) -> None:
-    rendered(renderer, "# include('templates/none.tpl')\n")
+    render_text(renderer, "# include('templates/none.tpl')\n")
 
 
 def test_site_defaults_may_include_too(renderer: Renderer) -> None:
@@ -250,7 +250,7 @@ def test_site_defaults_may_include_too(renderer: Renderer) -> None:
 def test_an_include_that_cannot_be_is_named(renderer: Renderer, text: str, says: str) -> None:
     write(renderer.folder, x="include('gone.tpl')\n", y="x = r'\\d'\n")
     with pytest.raises(MockConfigError) as error:
-        rendered(renderer, text)
+        render_text(renderer, text)
     assert says.format(renderer.folder) in str(error.value)
 
 
@@ -270,7 +270,7 @@ def test_an_include_that_cannot_be_is_named(renderer: Renderer, text: str, says:
 def test_a_syntax_error_is_told_with_its_file_and_line(renderer: Renderer, text: str, says: str) -> None:
     write(renderer.folder, x="\n\nconfig_opts[\n", y="x = 1\ny = 2\n")
     with pytest.raises(MockConfigError) as error:
-        rendered(renderer, text)
+        render_text(renderer, text)
     assert says in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 

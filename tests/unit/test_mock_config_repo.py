@@ -56,38 +56,38 @@ def test_a_target_gets_the_legs_arch_in_the_place_of_its_own(target: str, arch: 
 # --- picking
 
 
-def picked(configs: MockConfigRepo, arch: str, name: str = "time") -> str | None:
+def pick_config(configs: MockConfigRepo, arch: str, name: str = "time") -> str | None:
     path = configs.find_config(name, "1.7-45.el7", "c7.1708.u.x86_64", "x86_64", arch)
     return path.name if path else None
 
 
 def test_a_leg_has_the_configuration_of_its_target_and_arch(configs: MockConfigRepo) -> None:
-    assert picked(configs, "x86_64") == "c7.1708.u.x86_64.cfg"
-    assert picked(configs, "i386") == "c7.1708.u.i386.cfg"
+    assert pick_config(configs, "x86_64") == "c7.1708.u.x86_64.cfg"
+    assert pick_config(configs, "i386") == "c7.1708.u.i386.cfg"
 
 
 def test_a_package_with_a_configuration_of_its_own_has_that(configs: MockConfigRepo) -> None:
     (configs.folder / "time-1.7-45.el7.i386.cfg").touch()
-    assert picked(configs, "i386") == "time-1.7-45.el7.i386.cfg"
-    assert picked(configs, "x86_64") == "c7.1708.u.x86_64.cfg"
-    assert picked(configs, "i386", "other") == "c7.1708.u.i386.cfg"
+    assert pick_config(configs, "i386") == "time-1.7-45.el7.i386.cfg"
+    assert pick_config(configs, "x86_64") == "c7.1708.u.x86_64.cfg"
+    assert pick_config(configs, "i386", "other") == "c7.1708.u.i386.cfg"
 
 
 def test_an_arch_without_a_configuration_has_none(configs: MockConfigRepo) -> None:
-    assert picked(configs, "noarch") is None
+    assert pick_config(configs, "noarch") is None
     (configs.folder / "c7.1708.u.noarch.cfg").mkdir()
-    assert picked(configs, "noarch") is None
+    assert pick_config(configs, "noarch") is None
 
 
 # --- rendering
 
 
-def rendered(configs: MockConfigRepo) -> Path:
+def render_config(configs: MockConfigRepo) -> Path:
     return configs.render(configs.folder / "c7.1708.u.x86_64.cfg")
 
 
 def test_the_farms_words_are_put_in(configs: MockConfigRepo) -> None:
-    text = (rendered(configs) / "mock.cfg").read_text()
+    text = (render_config(configs) / "mock.cfg").read_text()
     assert "config_opts['root'] = 'reimzul-c7.1708.u.x86_64'" in text
     assert "baseurl=http://localhost:11081/bstore/repo/c7.1708.u.x86_64/" in text
     assert "baseurl=http://localhost:11081/bstore/repo/c7.1708.x86_64/" in text
@@ -96,28 +96,28 @@ def test_the_farms_words_are_put_in(configs: MockConfigRepo) -> None:
 
 
 def test_what_mock_wants_beside_it_is_there(configs: MockConfigRepo) -> None:
-    folder = rendered(configs)
+    folder = render_config(configs)
     assert sorted(path.name for path in folder.iterdir()) == ["logging.ini", "mock.cfg", "site-defaults.cfg"]
     assert (folder / "logging.ini").read_text() == (configs.folder / "logging.ini").read_text()
 
 
 def test_each_configuration_has_a_folder_of_its_own(configs: MockConfigRepo) -> None:
-    assert rendered(configs) != configs.render(configs.folder / "c7.1708.u.i386.cfg")
+    assert render_config(configs) != configs.render(configs.folder / "c7.1708.u.i386.cfg")
 
 
 def test_the_same_text_is_not_written_again(configs: MockConfigRepo) -> None:
-    files = [rendered(configs) / name for name in ("mock.cfg", "site-defaults.cfg", "logging.ini")]
+    files = [render_config(configs) / name for name in ("mock.cfg", "site-defaults.cfg", "logging.ini")]
     for path in files:
         os.utime(path, (1_000_000, 1_000_000))  # mock drops its root cache where the configuration is newer
     os.utime(configs.folder / "c7.1708.u.x86_64.cfg")
-    rendered(configs)
+    render_config(configs)
     assert [path.stat().st_mtime for path in files] == [1_000_000] * 3
 
 
 def test_a_text_that_changed_is_written(configs: MockConfigRepo) -> None:
-    path = rendered(configs) / "mock.cfg"
+    path = render_config(configs) / "mock.cfg"
     (configs.folder / "c7.1708.u.x86_64.cfg").write_text("# new\n")
-    rendered(configs)
+    render_config(configs)
     assert path.read_text().startswith("# new\n")
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -129,13 +129,13 @@ def test_a_checkout_without_a_companion_serves_no_build(configs: MockConfigRepo,
     with pytest.raises(MockConfigUnusable, match=f"has no {missing}"):
         configs.check_required_files()
     with pytest.raises(MockConfigUnusable, match="c7.1708.u.x86_64.cfg cannot be rendered"):
-        rendered(configs)
+        render_config(configs)
 
 
 def test_a_configuration_that_is_not_text_is_the_builders_fault(configs: MockConfigRepo) -> None:
     (configs.folder / "c7.1708.u.x86_64.cfg").write_bytes(b"\xff\xfe")
     with pytest.raises(MockConfigUnusable):
-        rendered(configs)
+        render_config(configs)
 
 
 def test_a_folder_that_is_no_checkout_is_used_as_it_is(configs: MockConfigRepo) -> None:
@@ -170,7 +170,7 @@ def half_pulled(configs: MockConfigRepo, monkeypatch: pytest.MonkeyPatch) -> Non
     """A pull of ours whose git is killed while it moves the tree."""
     sound = MockConfigRepo._git
 
-    def killed(self: MockConfigRepo, *words: str) -> str:
+    def raise_timeout(self: MockConfigRepo, *words: str) -> str:
         if words[0] != "merge":
             return sound(self, *words)
         (self.folder / "site-defaults.cfg").write_text("# seco")
@@ -179,7 +179,7 @@ def half_pulled(configs: MockConfigRepo, monkeypatch: pytest.MonkeyPatch) -> Non
         raise TimedOut("git", 10)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MockConfigRepo, "_git", killed)
+        patched.setattr(MockConfigRepo, "_git", raise_timeout)
         assert not configs.pull().is_current
 
 

@@ -23,7 +23,7 @@ from tests.scripted import SAMPLES
 PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
-def packed(folder: Path, suffix: str = ".gz") -> Path:
+def pack_logs(folder: Path, suffix: str = ".gz") -> Path:
     for log in list(folder.glob("*.log")):
         log.with_name(log.name + suffix).write_bytes(PACKERS[suffix](log.read_bytes()))
         log.unlink()
@@ -36,7 +36,7 @@ def test_packed_logs_are_read_like_plain_ones(tmp_path: Path, case: str, suffix:
     folder = tmp_path / case
     shutil.copytree(SAMPLES / case, folder)
     code = int((folder / "exit-code").read_text())
-    unpack_logs(packed(folder, suffix))
+    unpack_logs(pack_logs(folder, suffix))
     assert not list(folder.glob(f"*{suffix}"))
     for log in (SAMPLES / case).glob("*.log"):
         assert (folder / log.name).read_bytes() == log.read_bytes()

@@ -243,7 +243,7 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
     steps = uploads.Steps(monkeypatch)
     rounds = iter(range(1000))
 
-    def both() -> tuple[StorePaths, list[object]]:
+    def make_both() -> tuple[StorePaths, list[object]]:
         steps_at, steps.die_at = steps.die_at, -1
         store = uploads.make_store(tmp_path / str(next(rounds)))
         of = request()
@@ -256,8 +256,8 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
         for one in asked:
             brought(store, one)
 
-    for step in steps.deaths(lambda: all_in(*both())):
-        store, asked = both()
+    for step in steps.deaths(lambda: all_in(*make_both())):
+        store, asked = make_both()
         with pytest.raises(uploads.Died):
             all_in(store, asked)
         steps.live()

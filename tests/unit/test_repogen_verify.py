@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def held(store: StorePaths, asked: RepogenRequest) -> dict[str, int]:
+def copy_and_verify(store: StorePaths, asked: RepogenRequest) -> dict[str, int]:
     """Copy an upload and verify the copy; the modes of what it has."""
     with uploads.copier_of(store).copied(uploads.spool_of(store, asked), CancelToken()) as folder:
         manifest = read_upload(folder)
@@ -60,7 +60,7 @@ def test_what_is_whole_passes_and_can_be_read_by_everybody(store: StorePaths) ->
     folder = uploads.spool_of(store, asked)
     folder.chmod(0o700)
     (folder / "build.log").chmod(0o600)
-    modes = held(store, asked)
+    modes = copy_and_verify(store, asked)
     assert modes.pop("build.log") == 0o644
     assert sorted(set(modes.values())) == [0o644, 0o755]
 
@@ -69,7 +69,7 @@ def test_what_a_cut_transfer_left_is_left_out(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     folder = uploads.spool_of(store, asked)
     (folder / ".hello-1-1.x86_64.rpm.a1B2c3").write_bytes(b"pack")
-    assert ".hello-1-1.x86_64.rpm.a1B2c3" not in held(store, asked)
+    assert ".hello-1-1.x86_64.rpm.a1B2c3" not in copy_and_verify(store, asked)
 
 
 def sparse(folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_whoever_waits_is_asked_for_every_piece_of_a_large_file(store: StorePath
     assert len(asks) >= 5
 
 
-def other(folder: Path) -> None:
+def add_file(folder: Path) -> None:
     (folder / "other.rpm").write_bytes(b"x")
 
 
@@ -95,7 +95,7 @@ def longer(folder: Path) -> None:
     (folder / "hello-1-1.x86_64.rpm").write_bytes(b"package and more")
 
 
-def changed(folder: Path) -> None:
+def change_package(folder: Path) -> None:
     (folder / "hello-1-1.x86_64.rpm").write_bytes(b"packagE")
 
 
@@ -103,7 +103,7 @@ def missing(folder: Path) -> None:
     (folder / "root.log").unlink()
 
 
-def linked(folder: Path) -> None:
+def link_log(folder: Path) -> None:
     (folder / "root.log").unlink()
     (folder / "root.log").symlink_to("/etc/passwd")
 
@@ -133,18 +133,18 @@ def of_another_attempt(folder: Path) -> None:
     uploads.rewrite_manifest(folder, lambda said: said.update(attempt="1-00000000"))
 
 
-def failed(folder: Path) -> None:
+def fail_manifest(folder: Path) -> None:
     uploads.rewrite_manifest(folder, lambda said: said.update(status=Status.FAILED))
 
 
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (other, "'other.rpm' is there and not in build.json"),
+        (add_file, "'other.rpm' is there and not in build.json"),
         (longer, "hello-1-1.x86_64.rpm has 16 bytes instead of 7"),
-        (changed, "hello-1-1.x86_64.rpm has the sha256 "),
+        (change_package, "hello-1-1.x86_64.rpm has the sha256 "),
         (missing, "root.log is not there"),
-        (linked, "'root.log' is no plain file"),
+        (link_log, "'root.log' is no plain file"),
         (piped, "'root.log' is no plain file"),
         (nested, "'.hidden' is no plain file"),
         (sparse, "'build.log' has holes"),
@@ -152,14 +152,14 @@ def failed(folder: Path) -> None:
         (lists_itself, "or itself"),
         (of_another_target, "c8.x86_64, not of "),
         (of_another_attempt, "1-00000000 c7.1708.u.x86_64, not of "),
-        (failed, "hello-1-1.x86_64.rpm: a package of a build that failed"),
+        (fail_manifest, "hello-1-1.x86_64.rpm: a package of a build that failed"),
     ],
 )
 def test_each_harm_is_named(store: StorePaths, harm: Callable[[Path], None], words: str) -> None:
     asked = uploads.upload(store, RPM)
     harm(uploads.spool_of(store, asked))
     with pytest.raises(InvalidUpload) as told:
-        held(store, asked)
+        copy_and_verify(store, asked)
     assert words in str(told.value)
 
 
@@ -167,7 +167,7 @@ def test_a_package_has_to_be_the_one_its_manifest_says(store: StorePaths, header
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = "evil-1-1.x86_64"
     with pytest.raises(InvalidUpload, match="is 'evil-1-1.x86_64' instead of 'hello-1-1.x86_64'"):
-        held(store, asked)
+        copy_and_verify(store, asked)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_file_is_named_as_rpmbuild_names_it(
     store: StorePaths, headers: dict[str, str], name: str, nevra: str
 ) -> None:
     headers[name] = nevra
-    assert name in held(store, uploads.upload(store, {name: (b"package", nevra)}))
+    assert name in copy_and_verify(store, uploads.upload(store, {name: (b"package", nevra)}))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_package_under_another_name_is_refused(
 ) -> None:
     headers[name] = nevra
     with pytest.raises(InvalidUpload, match=words):
-        held(store, uploads.upload(store, {name: (b"package", nevra)}))
+        copy_and_verify(store, uploads.upload(store, {name: (b"package", nevra)}))
 
 
 def _packages(*names: str) -> dict[str, tuple[bytes, str]]:
@@ -222,7 +222,7 @@ LEGITIMATE_LEGS: dict[str, tuple[dict[str, str], str]] = {
 def test_a_legitimate_leg_passes(store: StorePaths, headers: dict[str, str], leg: str) -> None:
     said, arch = LEGITIMATE_LEGS[leg]
     headers.update({name: source for name, source in said.items() if source})
-    assert held(store, uploads.upload(store, _packages(*said), arch=arch)).keys() >= said.keys()
+    assert copy_and_verify(store, uploads.upload(store, _packages(*said), arch=arch)).keys() >= said.keys()
 
 
 @pytest.mark.parametrize("scratch", [False, True])
@@ -256,7 +256,7 @@ def test_a_package_of_another_source_or_arch_is_refused(
     headers.update({name: source for name, source in said.items() if source})
     asked = uploads.upload(store, _packages(*said), arch=arch, of=uploads.request(scratch=scratch))
     with pytest.raises(InvalidUpload) as refusal:
-        held(store, asked)
+        copy_and_verify(store, asked)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -265,7 +265,7 @@ def test_a_package_has_to_be_one(store: StorePaths, headers: dict[str, str]) -> 
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = ""
     with pytest.raises(InvalidUpload, match=r"^hello-1-1.x86_64.rpm: not an rpm package$"):
-        held(store, asked)
+        copy_and_verify(store, asked)
 
 
 def test_a_manifest_that_is_not_there_yet_is_no_fault(store: StorePaths) -> None:

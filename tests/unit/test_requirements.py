@@ -20,14 +20,14 @@ LOCKS = {
 }
 
 
-def locked(name: str) -> dict[Requirement, int]:
+def read_lock(name: str) -> dict[Requirement, int]:
     """The requirements of a lock, with the number of their hashes."""
     text = (TREE / f"requirements/{name}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = (line for line in text.splitlines() if line and not line.startswith("#"))
     return {Requirement(line.partition(" --hash")[0]): line.count("--hash=sha256:") for line in lines}
 
 
-def asked(extras: tuple[str, ...]) -> list[Requirement]:
+def read_declared(extras: tuple[str, ...]) -> list[Requirement]:
     """What pyproject.toml asks for: Python 3.9 has no reader of TOML."""
     text = (TREE / "pyproject.toml").read_text(encoding="utf-8")
     keys = ("dependencies", *extras)
@@ -40,7 +40,7 @@ def asked(extras: tuple[str, ...]) -> list[Requirement]:
 
 @pytest.mark.parametrize("name", [*LOCKS, "mongo"])
 def test_every_version_is_exact_and_has_a_hash(name: str) -> None:
-    for requirement, hashes in locked(name).items():
+    for requirement, hashes in read_lock(name).items():
         assert [each.operator for each in requirement.specifier] == ["=="], requirement
         assert hashes, requirement
 
@@ -49,8 +49,8 @@ def test_every_version_is_exact_and_has_a_hash(name: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_has_all_that_is_asked_for(name: str, python: str) -> None:
     environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    found = [each for each in locked(name) if not each.marker or each.marker.evaluate(environment)]
-    for wanted in asked(LOCKS[name]):
+    found = [each for each in read_lock(name) if not each.marker or each.marker.evaluate(environment)]
+    for wanted in read_declared(LOCKS[name]):
         if wanted.marker and not wanted.marker.evaluate(environment):
             continue
         versions = [next(iter(each.specifier)).version for each in found if each.name.lower() == wanted.name.lower()]

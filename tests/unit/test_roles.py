@@ -108,7 +108,7 @@ def test_commands_of_bstore_work_there(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def enabled_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host of which nothing is set up yet; its folder of enabled units."""
     monkeypatch.delenv("REIMZUL_CONFIG", raising=False)
     for module in (config, roles):
@@ -128,27 +128,27 @@ def refusal(folder: Path) -> str:
     return ""
 
 
-def test_a_single_host_is_its_own_controller(installed: Path) -> None:
-    assert not refusal(installed)
-    (installed / "reimzul-worker@1.service").touch()
-    (installed / "reimzul-repogen-worker@1.service").touch()
-    assert not refusal(installed), "without stunnel, and with a beanstalkd of its own"
-    (installed / "reimzul-notifier.service").touch()
-    (installed.parent / "reimzul.conf").write_text("[rsyncd-server]\naccept = 1\n")
-    assert not refusal(installed)
+def test_a_single_host_is_its_own_controller(enabled_units: Path) -> None:
+    assert not refusal(enabled_units)
+    (enabled_units / "reimzul-worker@1.service").touch()
+    (enabled_units / "reimzul-repogen-worker@1.service").touch()
+    assert not refusal(enabled_units), "without stunnel, and with a beanstalkd of its own"
+    (enabled_units / "reimzul-notifier.service").touch()
+    (enabled_units.parent / "reimzul.conf").write_text("[rsyncd-server]\naccept = 1\n")
+    assert not refusal(enabled_units)
 
 
-def test_a_builder_without_stunnel_is_known_by_its_units_and_its_beanstalkd(installed: Path) -> None:
-    (installed / "reimzul-worker@1.service").touch()
-    (installed.parent / "reimzul.ini").write_text("[beanstalkd]\nhost = c2.example.org\n")
-    assert refusal(installed).endswith("run `x` on the controller, c2.example.org")
+def test_a_builder_without_stunnel_is_known_by_its_units_and_its_beanstalkd(enabled_units: Path) -> None:
+    (enabled_units / "reimzul-worker@1.service").touch()
+    (enabled_units.parent / "reimzul.ini").write_text("[beanstalkd]\nhost = c2.example.org\n")
+    assert refusal(enabled_units).endswith("run `x` on the controller, c2.example.org")
 
 
-def test_a_stunnel_that_cannot_be_read_leaves_the_name_out(installed: Path) -> None:
-    (installed / "reimzul-worker@1.service").touch()
-    (installed / "reimzul-repogen-worker@1.service").touch()
-    (installed.parent / "reimzul.conf").write_bytes(b"\xff")  # root may read any file
-    assert refusal(installed) == "this host is a builder and bstore, not the controller: run `x` on the controller"
+def test_a_stunnel_that_cannot_be_read_leaves_the_name_out(enabled_units: Path) -> None:
+    (enabled_units / "reimzul-worker@1.service").touch()
+    (enabled_units / "reimzul-repogen-worker@1.service").touch()
+    (enabled_units.parent / "reimzul.conf").write_bytes(b"\xff")  # root may read any file
+    assert refusal(enabled_units) == "this host is a builder and bstore, not the controller: run `x` on the controller"
 
 
 def test_a_devfarms_controller_has_no_name_of_its_own(tmp_path: Path) -> None:

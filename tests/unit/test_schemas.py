@@ -21,7 +21,7 @@ from tests.unit.strategies import batch_events, build_events, builder_events, re
 BATCHES, EVENTS, RESULTS = "reimzul/builds/batches", "reimzul/builds/events", "reimzul/builds/results"
 
 
-def accepted(told: Event) -> None:
+def check_payloads(told: Event) -> None:
     """Every payload of this event is."""
     for topic, payload in messages("reimzul", Notification(told, news_kind(told))):
         check(topic, json.loads(payload))
@@ -29,22 +29,22 @@ def accepted(told: Event) -> None:
 
 @given(build_events)
 def test_every_event_is_accepted(told: BuildEvent) -> None:
-    accepted(told)
+    check_payloads(told)
 
 
 @given(refusals)
 def test_every_refusal_is_accepted(told: Refusal) -> None:
-    accepted(told)
+    check_payloads(told)
 
 
 @given(builder_events)
 def test_every_word_on_a_builder_is_accepted(told: BuilderEvent) -> None:
-    accepted(told)
+    check_payloads(told)
 
 
 @given(batch_events)
 def test_every_event_of_a_batch_is_accepted(told: BatchEvent) -> None:
-    accepted(told)
+    check_payloads(told)
 
 
 def test_the_topic_of_batches_has_the_events_of_batches() -> None:
@@ -53,7 +53,7 @@ def test_the_topic_of_batches_has_the_events_of_batches() -> None:
 
 
 def test_an_event_of_the_originals_worker_is_accepted() -> None:
-    accepted(BuildEvent(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", status="Failed", submitter="root"))
+    check_payloads(BuildEvent(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", status="Failed", submitter="root"))
 
 
 @pytest.mark.parametrize("topic", [BATCHES, EVENTS, RESULTS])

@@ -17,7 +17,7 @@ PROJECT = (TREE / "pyproject.toml").read_text(encoding="utf-8")
 PACKAGES = {"attrs": "python3-attrs", "pyyaml": "python3-pyyaml"}
 
 
-def listed(name: str) -> dict[str, str]:
+def read_declared(name: str) -> dict[str, str]:
     """The libraries of a list in pyproject.toml, and the least version of each."""
     found = re.search(rf"^{name} = \[\n(.*?)^\]", PROJECT, re.MULTILINE | re.DOTALL)
     assert found, name
@@ -51,7 +51,7 @@ def test_a_package_asks_for_its_libraries_as_new_as_they_have_to_be(package: str
     asked = required(package)
     for other in [name.partition("-")[2] for name in asked if name.startswith("reimzul-")]:
         asked = {**required(other), **asked}
-    for library, least in listed(library_list).items():
+    for library, least in read_declared(library_list).items():
         if library == "greenstalk":
             assert "bundled(python3dist(greenstalk))" in SPEC
         elif library == "rpm":

@@ -28,7 +28,9 @@ def legs(*told: Any) -> list[BuildRecord]:
     return list(apply_events({}, told).values())
 
 
-def built(number: int, status: str = "Published", wait: float = 10, took: float = 60, **more: Any) -> list[BuildRecord]:
+def make_built(
+    number: int, status: str = "Published", wait: float = 10, took: float = 60, **more: Any
+) -> list[BuildRecord]:
     """A build that waited and was built for so long."""
     begins = BEGINNING + wait
     return legs(
@@ -38,14 +40,14 @@ def built(number: int, status: str = "Published", wait: float = 10, took: float 
     )
 
 
-def of(*builds: list[BuildRecord]) -> BuildStats:
+def stats_of(*builds: list[BuildRecord]) -> BuildStats:
     return compute_stats([leg for build in builds for leg in build])
 
 
 def test_results_and_times_are_counted_by_arch_package_and_builder() -> None:
     other = {"builder_fqdn": "builder2.example.org", "arch": "i386"}
-    failed = built(3, "Failed", reason="%build failed")
-    found = of(built(1), built(2, took=120), failed, legs(event("Published", 4, **other)))
+    failed = make_built(3, "Failed", reason="%build failed")
+    found = stats_of(make_built(1), make_built(2, took=120), failed, legs(event("Published", 4, **other)))
     assert dict(found.every.results) == {"published": 3, "failed": 1}
     assert found.arches["x86_64"].to_dict()["build"] == {"count": 3, "median": 60.0, "p95": 114.0, "total": 240.0}
     assert found.arches["x86_64"].to_dict()["wait"]["median"] == 10.0
@@ -56,15 +58,15 @@ def test_results_and_times_are_counted_by_arch_package_and_builder() -> None:
 
 
 def test_a_build_that_waits_has_no_builder_yet() -> None:
-    found = of(legs(event("Queued", 1)))
+    found = stats_of(legs(event("Queued", 1)))
     assert found.builders == {}
     assert found.attempts == {}
     assert dict(found.every.results) == {"queued": 1}
 
 
 def test_reasons_of_failure_are_told_apart_without_what_is_one_builds_alone() -> None:
-    missing = [built(n, "Failed", reason=f"BuildRequires that nobody provides: lib{n}") for n in (1, 2)]
-    found = of(*missing, built(3, "Failed", reason="%build failed"), built(4, "Failed"))
+    missing = [make_built(n, "Failed", reason=f"BuildRequires that nobody provides: lib{n}") for n in (1, 2)]
+    found = stats_of(*missing, make_built(3, "Failed", reason="%build failed"), make_built(4, "Failed"))
     assert dict(found.reasons) == {
         "BuildRequires that nobody provides": 2, "%build failed": 1, "no reason was given": 1,
     }  # fmt: skip
@@ -72,7 +74,7 @@ def test_reasons_of_failure_are_told_apart_without_what_is_one_builds_alone() ->
 
 
 def test_a_wait_ends_with_the_first_attempt_and_is_never_negative() -> None:
-    (late,) = built(1, wait=-5)
+    (late,) = make_built(1, wait=-5)
     assert late.wait == 0
     (document,) = legs(
         event("Queued", 1, at=BEGINNING),
@@ -85,8 +87,8 @@ def test_a_wait_ends_with_the_first_attempt_and_is_never_negative() -> None:
 
 
 def test_every_result_has_its_word() -> None:
-    assert [leg.state for leg in built(1, "Success")] == ["built"]
-    assert [leg.state for leg in built(1, "Cancelled")] == ["cancelled"]
+    assert [leg.state for leg in make_built(1, "Success")] == ["built"]
+    assert [leg.state for leg in make_built(1, "Cancelled")] == ["cancelled"]
     assert time_stats([]) is None
 
 
@@ -99,7 +101,7 @@ def test_a_fault_of_a_builder_counts_once_however_many_legs_it_had() -> None:
             event("Queued", 1, arch=arch, at=BEGINNING + 5, reason="the disk was full", **words),
             event("Building", 1, arch=arch, at=BEGINNING + 9, attempt=OTHER_ATTEMPT, builder_fqdn="builder2.x"),
         ]
-    tallies = compute_stats([*legs(*told), *built(2), *built(3)]).attempts
+    tallies = compute_stats([*legs(*told), *make_built(2), *make_built(3)]).attempts
     one = tallies["builder1.example.org"]
     assert (one.attempts, one.faults) == (3, 1)
     assert one.last
@@ -118,7 +120,7 @@ def sight(**more: Any) -> MetricsInput:
         "now": BEGINNING + 3600,
         "tubes": [TubeStats("x86_64", ready=5, watchers=2)],
         "workers": [WorkerRecord(heartbeat=there, last_seen=BEGINNING + 3590)],
-        "day": of(built(1), built(2, "Failed", reason='no "such" file\\')),
+        "day": stats_of(make_built(1), make_built(2, "Failed", reason='no "such" file\\')),
         "waiting": legs(event("Queued", 9, at=BEGINNING, tube="x86_64", job=1)),
         "pending": [PendingDeliveries(sink="mqtt", count=3, oldest=BEGINNING)],
     }
@@ -168,8 +170,8 @@ def test_each_part_of_the_farm_is_in_it() -> None:
 
 
 def test_of_many_packages_those_built_most_often_are_told() -> None:
-    builds = [built(number, pkgname=f"p{number}") for number in range(1, 70)]
-    told = lines(sight(day=of(*builds, built(70, pkgname="p69"))))
+    builds = [make_built(number, pkgname=f"p{number}") for number in range(1, 70)]
+    told = lines(sight(day=stats_of(*builds, make_built(70, pkgname="p69"))))
     named = {line.split('"')[1] for line in told if line.startswith("reimzul_day_package_build_seconds{")}
     assert len(named) == 50
     assert "p69" in named

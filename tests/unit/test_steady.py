@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/test runs files side by side, runs failed tests again only if that can tell an unsteady one, and names it."""
+"""tools/test runs files side by side, repeats failed tests only if that can show an unsteady one, and names it."""
 
 from __future__ import annotations
 

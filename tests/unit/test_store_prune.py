@@ -53,34 +53,34 @@ def days(*which: int, failed: tuple[int, ...] = ()) -> dict[StoredBuild, Manifes
     }
 
 
-def dropped(legs: dict[StoredBuild, ManifestSummary], **rule: Any) -> list[int]:
+def choose_dropped(legs: dict[StoredBuild, ManifestSummary], **rule: Any) -> list[int]:
     return sorted(int(each.timestamp[6:8]) for each in choose_builds(legs, Pruning(**rule), NOW))
 
 
 @pytest.mark.parametrize(("keep", "gone"), [(1, [1, 2, 3, 4]), (3, [1, 2]), (5, []), (9, [])])
 def test_the_newest_stay(keep: int, gone: list[int]) -> None:
-    assert dropped(days(1, 2, 3, 4, 5), keep=keep) == gone
+    assert choose_dropped(days(1, 2, 3, 4, 5), keep=keep) == gone
 
 
 def test_none_that_is_younger_goes() -> None:
-    assert dropped(days(1, 5, 10, 20), keep=1, older=15 * 86400) == [1, 5]
-    assert dropped(days(1, 5, 10, 20), keep=1, older=40 * 86400) == []
+    assert choose_dropped(days(1, 5, 10, 20), keep=1, older=15 * 86400) == [1, 5]
+    assert choose_dropped(days(1, 5, 10, 20), keep=1, older=40 * 86400) == []
 
 
 def test_what_failed_goes_with_those_of_its_age() -> None:
     legs = days(1, 2, 3, 4, 5, failed=(1, 3, 5))
-    assert dropped(legs, keep=1) == [1, 2, 3]
-    assert dropped(legs, keep=2) == [1]
+    assert choose_dropped(legs, keep=1) == [1, 2, 3]
+    assert choose_dropped(legs, keep=2) == [1]
 
 
 def test_where_none_came_out_well_the_newest_that_failed_stay() -> None:
-    assert dropped(days(1, 2, 3, failed=(1, 2, 3)), keep=1) == [1, 2]
+    assert choose_dropped(days(1, 2, 3, failed=(1, 2, 3)), keep=1) == [1, 2]
 
 
 @given(st.dictionaries(st.integers(1, 20), st.booleans(), min_size=1), st.integers(1, 5), st.integers(0, 30))
 def test_the_newest_that_came_out_well_never_goes(failed: dict[int, bool], keep: int, older: int) -> None:
     legs = days(*failed, failed=tuple(day for day, lost in failed.items() if lost))
-    gone = dropped(legs, keep=keep, older=older * 86400)
+    gone = choose_dropped(legs, keep=keep, older=older * 86400)
     good = sorted((day for day, lost in failed.items() if not lost), reverse=True)
     assert not set(gone) & set(good[:keep])
     assert len(gone) < len(legs)
@@ -122,7 +122,7 @@ def lay(store: StorePaths, which: StoredBuild, about: ManifestSummary | None) ->
     return folder
 
 
-def staged(store: StorePaths, which: StoredBuild, about: ManifestSummary) -> None:
+def mark_staged(store: StorePaths, which: StoredBuild, about: ManifestSummary) -> None:
     (store.staged_marks / f"{about.build_id}.{which.arch}").write_text("")
 
 
@@ -141,7 +141,7 @@ def test_what_waits_for_the_signer_stays(store: StorePaths) -> None:
     lay(store, leg(1), about)
     assert reason_to_keep(store, leg(1), about, unsigned=False) == "it was not laid out for the signer yet"
     assert reason_to_keep(store, leg(1), about, unsigned=True) == ""
-    staged(store, leg(1), about)
+    mark_staged(store, leg(1), about)
     assert reason_to_keep(store, leg(1), about, unsigned=False) == ""
     waits = store.tosign / TARGET / f"time-1.7-1.x86_64.{about.build_id}"
     waits.mkdir(parents=True)

@@ -34,16 +34,16 @@ def store(tmp_path: Path) -> StorePaths:
     return store
 
 
-def swept(store: StorePaths, days: float, **kept: int) -> SweepResult:
+def sweep_later(store: StorePaths, days: float, **kept: int) -> SweepResult:
     """A sweep after so many days."""
     return sweep_expired(store, Retention(**kept), time.time() + days * DAY, CancelToken())
 
 
 def test_what_is_old_enough_goes_and_nothing_else(store: StorePaths) -> None:
     before = tree(store.root)
-    assert not swept(store, 29, attempts=30, rejected=30)
+    assert not sweep_later(store, 29, attempts=30, rejected=30)
     assert tree(store.root) == before
-    removed = swept(store, 31, attempts=30, rejected=30)
+    removed = sweep_later(store, 31, attempts=30, rejected=30)
     assert (removed.attempts, removed.rejected, removed.marks) == (1, 1, 2)
     gone = before - tree(store.root)
     assert gone == {
@@ -52,18 +52,18 @@ def test_what_is_old_enough_goes_and_nothing_else(store: StorePaths) -> None:
     }  # fmt: skip
     assert not list(store.attempts.iterdir())
     assert not list(store.rejected.iterdir())
-    assert not swept(store, 31, attempts=30, rejected=30)
+    assert not sweep_later(store, 31, attempts=30, rejected=30)
 
 
 def test_each_has_its_own_time(store: StorePaths) -> None:
-    removed = swept(store, 31, attempts=30, rejected=60)
+    removed = sweep_later(store, 31, attempts=30, rejected=60)
     assert (removed.attempts, removed.rejected) == (1, 0)
     assert (store.rejected / NAME).is_dir()
 
 
 def test_zero_days_is_for_ever(store: StorePaths) -> None:
     before = tree(store.root)
-    assert not swept(store, 100_000)
+    assert not sweep_later(store, 100_000)
     assert tree(store.root) == before
 
 
@@ -88,6 +88,6 @@ def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(
 
 
 def test_what_was_removed_is_said_in_numbers(store: StorePaths) -> None:
-    assert str(swept(store, 31, attempts=30, rejected=30)) == (
+    assert str(sweep_later(store, 31, attempts=30, rejected=30)) == (
         "kept long enough and removed: the logs of 1 attempts, 1 uploads put aside, 2 marks"
     )

@@ -12,7 +12,8 @@ import pytest
 from reimzul.core import cli
 from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.errors import InputError
-from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
+from reimzul.core.message import WorkerHeartbeat
+from reimzul.history.workers import all_accept_any_name, is_plain
 
 USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
@@ -47,10 +48,10 @@ def test_an_empty_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 4711"), OSError("No username set")])
 def test_a_user_that_no_table_has_is_known_by_number(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> str:
+    def raise_error() -> str:
         raise error
 
-    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", raise_error)
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     assert cli.current_user() == "uid4711"
     assert is_plain("uid4711")
@@ -69,28 +70,27 @@ class Tubes:
         return TubeStats(name, watchers=self.watchers.get(name, 0))
 
 
-def known(version: str, host: str = "b1", features: tuple[str, ...] = ()) -> SeenWorker:
-    return SeenWorker(host=host, version=version, features=features)
+def make_worker(version: str, host: str = "b1") -> WorkerHeartbeat:
+    return WorkerHeartbeat(host=host, instance="1", state="idle", arches=("x86_64",), version=version)
 
 
 @pytest.mark.parametrize(
     ("workers", "tubes", "taken"),
     [
         ([], {}, True),
-        ([known("0.2.0")], {"host_b1": 1}, True),
-        ([known("0.2.0"), known("0.1.0", "b2")], {"host_b1": 1}, False),
-        ([known("0.2.0"), known("0.1.0", "b2", ("any_submitter",))], {"host_b1": 1, "host_b2": 4}, True),
-        ([known("0.2.0")], {"host_b1": 1, "host_b2": 1}, False),  # it says nothing of itself
-        ([known("0.2.0")], {"host_b1": 1, "host_b2": 0, "x86_64": 1}, True),
-        ([known("")], {}, False),
-        ([known("1.0")], {}, True),
-        ([known("0.10.3")], {}, True),
-        ([known("0.2.0.dev3")], {}, True),
-        ([known("unknown")], {}, False),
+        ([make_worker("0.2.0")], {"host_b1": 1}, True),
+        ([make_worker("0.2.0"), make_worker("0.1.0", "b2")], {"host_b1": 1}, False),
+        ([make_worker("0.2.0")], {"host_b1": 1, "host_b2": 1}, False),  # it says nothing of itself
+        ([make_worker("0.2.0")], {"host_b1": 1, "host_b2": 0, "x86_64": 1}, True),
+        ([make_worker("")], {}, False),
+        ([make_worker("1.0")], {}, True),
+        ([make_worker("0.10.3")], {}, True),
+        ([make_worker("0.2.0.dev3")], {}, True),
+        ([make_worker("unknown")], {}, False),
     ],
 )
 def test_any_name_is_written_once_every_worker_takes_it(
-    workers: list[SeenWorker], tubes: dict[str, int], taken: bool
+    workers: list[WorkerHeartbeat], tubes: dict[str, int], taken: bool
 ) -> None:
     broker: Any = Tubes(**tubes)
     assert all_accept_any_name(broker, workers) is taken

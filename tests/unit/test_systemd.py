@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd is told, on a real socket, and above all when it is not told that all is well."""
+"""What is reported to systemd, on a real socket, and above all when no ping is sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WATCHDOG = 0.1
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
-    listening = Manager.within(tmp_path)
+    listening = Manager.make_in(tmp_path)
     yield listening
     listening.close()
 
@@ -65,7 +65,7 @@ def test_a_manager_that_is_gone_harms_nobody_and_is_told_again(manager: Manager,
     os.unlink(manager.address)
     service.set_status("building")
     service.ping()
-    again = Manager.within(tmp_path)
+    again = Manager.make_in(tmp_path)
     service.ping()
     assert again.status == "building"
     again.close()

@@ -21,8 +21,8 @@ from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerS
 from reimzul.core.targets import TargetList, UnknownTarget, find_one_target, find_targets, split_arch
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import known_targets
-from reimzul.worker.known_targets import FLAG_POLL_SECONDS, PULL_INTERVAL_SECONDS, ConfigPuller, read_targets
+from reimzul.worker import mock_config
+from reimzul.worker.mock_config import FLAG_POLL_SECONDS, PULL_INTERVAL_SECONDS, ConfigPuller, read_targets
 from tests.heartbeat_stand import Clock, Listener
 from tests.waiting import until
 
@@ -130,7 +130,7 @@ def test_an_arch_is_split_off_only_if_it_is_one() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stopped = Clock()
     monkeypatch.setattr(heartbeat_module, "time", stopped)
-    monkeypatch.setattr(known_targets, "time", stopped)
+    monkeypatch.setattr(mock_config, "time", stopped)
     return stopped
 
 
@@ -203,7 +203,7 @@ def take_in(intake: HeartbeatIntake, *heartbeats: WorkerHeartbeat) -> None:
     intake.update([(cast("ReservedJob[Any]", Age(age)), each) for age, each in zip(ages, heartbeats)])
 
 
-def known(path: Path) -> dict[str, TargetList | None]:
+def read_targets_of(path: Path) -> dict[str, TargetList | None]:
     return {each.heartbeat.instance: each.targets for each in WorkerStore(path).load_all()}
 
 
@@ -211,7 +211,7 @@ def test_a_heartbeat_without_the_list_has_the_stored_list_of_its_fingerprint(tmp
     path = tmp_path / "presence.sqlite"
     intake = HeartbeatIntake(path)
     take_in(intake, heartbeat("1"), heartbeat("2", whole=False), heartbeat("3", TargetList(("x.i386",)), whole=False))
-    assert known(path) == {"1": LIST, "2": LIST, "3": None}, "two workers with the same list need it once"
+    assert read_targets_of(path) == {"1": LIST, "2": LIST, "3": None}, "two workers with the same list need it once"
     take_in(intake, heartbeat("1", whole=False, load=2.0))
     record = WorkerStore(path).load_all()[0]
     assert (record.targets, record.heartbeat.load) == (LIST, 2.0)
@@ -237,7 +237,7 @@ def test_a_worker_that_has_none_has_reported_that(tmp_path: Path) -> None:
     path = tmp_path / "presence.sqlite"
     intake = HeartbeatIntake(path)
     take_in(intake, heartbeat("1", TargetList(())), heartbeat("2", None))
-    assert known(path) == {"1": TargetList(()), "2": None}
+    assert read_targets_of(path) == {"1": TargetList(()), "2": None}
     intake.close()
 
 
@@ -245,7 +245,7 @@ def test_a_list_under_another_lists_fingerprint_is_not_stored(tmp_path: Path) ->
     path = tmp_path / "presence.sqlite"
     intake = HeartbeatIntake(path)
     take_in(intake, heartbeat("1"), heartbeat("2", TargetList(("evil.i386",)), targets_fingerprint=LIST.fingerprint))
-    assert known(path) == {"1": LIST, "2": LIST}
+    assert read_targets_of(path) == {"1": LIST, "2": LIST}
     intake.close()
 
 

@@ -154,7 +154,7 @@ def test_queue_positions_are_counted_per_tube() -> None:
     assert queue_positions([waits(1, "x86_64"), again, waits(3, "x86_64")]) == {build_id(1): 0, build_id(3): 1}
 
 
-def drawn(capsys: pytest.CaptureFixture[str], *legs: BuildRecord) -> list[str]:
+def draw_screen(capsys: pytest.CaptureFixture[str], *legs: BuildRecord) -> list[str]:
     TableScreen().show(rows(*legs), "")
     return click.unstyle(capsys.readouterr().out).replace("\r", "").splitlines()
 
@@ -165,12 +165,12 @@ def test_a_small_screen_prefers_running_and_failed_builds(
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("LINES", "5")
     well, failed, runs = leg("Published"), leg("Failed", reason="%build failed"), leg("Building")
-    told = drawn(capsys, well, well, runs, well, failed)
+    told = draw_screen(capsys, well, well, runs, well, failed)
     assert len(told) == 4
     assert "building" in told[1]
     assert "failed" in told[2]
     assert "and 3 more" in told[3]
-    told = drawn(capsys, *[well] * 5)
+    told = draw_screen(capsys, *[well] * 5)
     assert "published" in told[1]
     assert "published" in told[2]
     assert "and 3 more" in told[3]

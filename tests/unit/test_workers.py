@@ -30,7 +30,7 @@ def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> Work
     return WorkerHeartbeat(**{"host": host, "instance": instance, "state": WorkerState.IDLE, "at": 5.0, **more})
 
 
-def seen(heard: float, *given: str, **more: Any) -> WorkerRecord:
+def make_record(heard: float, *given: str, **more: Any) -> WorkerRecord:
     return WorkerRecord(heartbeat=word(*given, **more), last_seen=heard)
 
 
@@ -44,8 +44,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_latest_word_of_each_is_kept(path: Path) -> None:
     file = WorkerStore(path)
-    file.save([seen(10, load=1.0), seen(10, "b1.example.org", "2"), seen(10, "a1.example.org")])
-    file.save([seen(40, load=2.0)])
+    file.save([make_record(10, load=1.0), make_record(10, "b1.example.org", "2"), make_record(10, "a1.example.org")])
+    file.save([make_record(40, load=2.0)])
     found = WorkerStore(path).load_all()
     assert [(each.heartbeat.host, each.heartbeat.instance) for each in found] == [
         ("a1.example.org", "1"), ("b1.example.org", "1"), ("b1.example.org", "2"),
@@ -57,15 +57,15 @@ def test_the_latest_word_of_each_is_kept(path: Path) -> None:
 
 def test_an_older_word_takes_no_newer_one_away(path: Path) -> None:
     file = WorkerStore(path)
-    file.save([seen(40, load=2.0)])
-    file.save([seen(10, load=1.0)])
+    file.save([make_record(40, load=2.0)])
+    file.save([make_record(10, load=1.0)])
     assert file.load_all()[0].heartbeat.load == 2.0
     file.close()
 
 
 def test_who_is_silent_for_long_is_forgotten(path: Path) -> None:
     file = WorkerStore(path)
-    file.save([seen(10), seen(50, "b2.example.org")])
+    file.save([make_record(10), make_record(50, "b2.example.org")])
     file.purge(40)
     assert [each.heartbeat.host for each in file.load_all()] == ["b2.example.org"]
     file.close()
@@ -77,7 +77,7 @@ def test_a_file_that_is_not_there_has_nobody_in_it(path: Path) -> None:
 
 def test_an_empty_file_and_a_strange_row_are_no_fault(path: Path) -> None:
     file = WorkerStore(path)
-    file.save([seen(10)])
+    file.save([make_record(10)])
     file.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("INSERT INTO workers VALUES ('x', '1', '', 1, 1, '{\"colour\": 1}')")
@@ -110,14 +110,14 @@ class OfAge:
         return self
 
 
-def heard(*words: tuple[int, WorkerHeartbeat]) -> list[tuple[ReservedJob[Any], WorkerHeartbeat]]:
+def make_claims(*words: tuple[int, WorkerHeartbeat]) -> list[tuple[ReservedJob[Any], WorkerHeartbeat]]:
     return [(cast("ReservedJob[Any]", OfAge(age)), said) for age, said in words]
 
 
 def test_what_is_stale_is_dropped(path: Path) -> None:
     intake = HeartbeatIntake(path)
     intake.update(
-        heard((housekeeping.STALE_SECONDS + 1, word()), (3, word("b2.example.org")), (-1, word("b3.example.org")))
+        make_claims((housekeeping.STALE_SECONDS + 1, word()), (3, word("b2.example.org")), (-1, word("b3.example.org")))
     )
     assert [each.heartbeat.host for each in WorkerStore(path).load_all()] == ["b2.example.org"]
     intake.close()
@@ -125,7 +125,7 @@ def test_what_is_stale_is_dropped(path: Path) -> None:
 
 def test_of_several_words_the_last_said_is_kept(path: Path) -> None:
     intake = HeartbeatIntake(path)
-    intake.update(heard((20, word(load=1.0)), (9, word(load=2.0))))
+    intake.update(make_claims((20, word(load=1.0)), (9, word(load=2.0))))
     assert WorkerStore(path).load_all()[0].heartbeat.load == 2.0
     intake.close()
 
@@ -133,7 +133,7 @@ def test_of_several_words_the_last_said_is_kept(path: Path) -> None:
 def test_a_file_that_cannot_be_written_holds_up_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     intake = HeartbeatIntake(Path("/proc/nowhere/presence.sqlite"))
     for _ in range(3):
-        intake.update(heard((1, word())))
+        intake.update(make_claims((1, word())))
     assert len(caplog.records) == 1
 
 
@@ -238,23 +238,23 @@ def process(session: str, first: float, heard: float, boot: str = BOOT, instance
     )
 
 
-def left(*words: WorkerRecord) -> list[str]:
+def list_remaining(*words: WorkerRecord) -> list[str]:
     return [each.heartbeat.session for each in drop_replaced(words)]
 
 
 def test_a_new_process_of_an_instance_replaces_the_earlier_at_once() -> None:
-    assert left(process(A, 0, 100), process(B, 100, 100)) == [B]
-    assert left(process(A, 0, 101), process(B, 100, 100)) == [B], "of one second, in whichever order"
-    assert left(process("", 0, 100, ""), process(B, 100, 100)) == [B], "it was upgraded"
-    assert left(process(A, 0, 100), process(B, 100, 100, instance="2")) == [A, B], "another worker"
+    assert list_remaining(process(A, 0, 100), process(B, 100, 100)) == [B]
+    assert list_remaining(process(A, 0, 101), process(B, 100, 100)) == [B], "of one second, in whichever order"
+    assert list_remaining(process("", 0, 100, ""), process(B, 100, 100)) == [B], "it was upgraded"
+    assert list_remaining(process(A, 0, 100), process(B, 100, 100, instance="2")) == [A, B], "another worker"
 
 
 def test_a_restarted_host_replaces_all_its_workers_at_once_and_is_no_second_one() -> None:
     before = [process(A, 0, 100), process(B, 0, 99, instance="2")]
     restarted = process(C, 130, 130, OTHER_BOOT)
-    assert left(*before, restarted) == [C]
+    assert list_remaining(*before, restarted) == [C]
     assert shared_names(drop_replaced([*before, restarted])) == {}
-    assert left(process("", 0, 100, "", "2"), restarted) == ["", C], "of an old worker nobody knows the host"
+    assert list_remaining(process("", 0, 100, "", "2"), restarted) == ["", C], "of an old worker nobody knows the host"
 
 
 def test_two_hosts_that_both_go_on_speaking_are_said() -> None:
@@ -263,22 +263,24 @@ def test_two_hosts_that_both_go_on_speaking_are_said() -> None:
         assert drop_replaced(both) == both
         assert shared_names(both) == {"b1.example.org": "more than one host calls itself b1.example.org"}
     restarts = process(C, 170, 170)  # a worker of the first: its host was there before
-    assert left(*both, restarts) == [B, C]
+    assert list_remaining(*both, restarts) == [B, C]
     twice = [process(A, 0, 160), process(B, 130, 161)]
     assert shared_names(twice) == {"b1.example.org": "more than one process calls itself worker 1 of b1.example.org"}
-    assert shared_names([process(A, 0, 160), process(B, 0, 160, instance="2"), seen(160, "b2.example.org")]) == {}
+    assert (
+        shared_names([process(A, 0, 160), process(B, 0, 160, instance="2"), make_record(160, "b2.example.org")]) == {}
+    )
 
 
 def test_the_file_knows_sessions_and_forgets_who_left(path: Path) -> None:
     file = WorkerStore(path)
     now = time.time()
-    file.save([seen(now - 300, session=A, boot=BOOT)])
-    file.save([seen(now - 250, session=B, boot=OTHER_BOOT)])
+    file.save([make_record(now - 300, session=A, boot=BOOT)])
+    file.save([make_record(now - 250, session=B, boot=OTHER_BOOT)])
     assert [each.heartbeat.session for each in file.load_all()] == [B]
-    file.save([seen(now - 30, session=B, boot=OTHER_BOOT)])
+    file.save([make_record(now - 30, session=B, boot=OTHER_BOOT)])
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT session, first FROM workers").fetchall() == [(B, pytest.approx(now - 250))]
-    file.save([seen(now, session=B, boot=OTHER_BOOT, leaving=True)])
+    file.save([make_record(now, session=B, boot=OTHER_BOOT, leaving=True)])
     assert file.load_all() == []
     file.close()
 
@@ -289,7 +291,7 @@ def test_the_file_of_an_earlier_version_is_taken_over(path: Path) -> None:
         db.execute("CREATE TABLE presence (host, instance, heard, document, PRIMARY KEY (host, instance))")
     assert WorkerStore(path).load_all() == []
     file = WorkerStore(path)
-    file.save([seen(10)])
+    file.save([make_record(10)])
     assert len(file.load_all()) == 1
     file.close()
 
@@ -298,25 +300,25 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
     file, now = WorkerStore(path), time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", lambda: now + 9000)
-        file.save([seen(now + 9000, session=A), seen(now + 9000, "b2.example.org", session=A)])
-    file.save([seen(now, session=B)])
+        file.save([make_record(now + 9000, session=A), make_record(now + 9000, "b2.example.org", session=A)])
+    file.save([make_record(now, session=B)])
     assert {each.heartbeat.host: each.heartbeat.session for each in file.load_all()} == {
         "b1.example.org": B, "b2.example.org": A,
     }  # fmt: skip
     assert max(each.last_seen for each in file.load_all()) == now
-    file.save([seen(now + 1, "b2.example.org", session=A, load=2.0)])
+    file.save([make_record(now + 1, "b2.example.org", session=A, load=2.0)])
     assert file.load_all()[1].heartbeat.load == 2.0
     file.close()
-    assert seen(now + 9000).is_silent(now), "heard in the future is not heard now"
+    assert make_record(now + 9000).is_silent(now), "heard in the future is not heard now"
 
 
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:
-    good = [seen(5.0, version=__version__), seen(5.0, "b2.example.org", version=__version__)]
+    good = [make_record(5.0, version=__version__), make_record(5.0, "b2.example.org", version=__version__)]
     assert [each.level for each in judge_hosts(Processes(connected=good), 6.0).values()] == ["ok", "ok"]
     shared = [process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)]
     (both,) = judge_hosts(Processes(connected=shared), 161.0).values()
     assert both.level == "warn"
     assert "more than one host calls itself b1.example.org" in both.message
     assert "[worker] fqdn" in both.hint
-    (late,) = judge_hosts(Processes(connected=[seen(7205.0, version=__version__)]), 7206.0).values()
+    (late,) = judge_hosts(Processes(connected=[make_record(7205.0, version=__version__)]), 7206.0).values()
     assert late.message == "its clock is 2 h 00 min behind the controller's"

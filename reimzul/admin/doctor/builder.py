@@ -21,10 +21,19 @@ from reimzul.admin.doctor.host import READ, Host, user_can
 from reimzul.admin.doctor.services import connect
 from reimzul.core import mock_config
 from reimzul.core.arch import Arches, read_arches
-from reimzul.core.builder_needs import STANDIN, find_missing_configs, is_standin, list_missing_packages
 from reimzul.core.control import drain_flag
 from reimzul.core.errors import ProgramFailed, ReimzulError, TimedOut
-from reimzul.core.mock_config import CONF_KEYS, Repository, farm_urls, list_repositories, user_files
+from reimzul.core.mock_config import (
+    CONF_KEYS,
+    STANDIN,
+    Repository,
+    farm_urls,
+    find_missing_configs,
+    is_standin,
+    list_missing_packages,
+    list_repositories,
+    user_files,
+)
 from reimzul.core.store_paths import StoreUrls
 
 MOCK_GROUP = "mock"

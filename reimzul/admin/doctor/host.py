@@ -41,11 +41,19 @@ from reimzul.core.event_signature import EventKeys
 from reimzul.core.formatting import format_size
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
-from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ROLES, find_roles, find_stunnel_config
+from reimzul.core.roles import (
+    BSTORE,
+    BUILDER,
+    CONTROLLER,
+    ROLES,
+    StunnelConfig,
+    find_roles,
+    find_stunnel_config,
+    read_stunnel_config,
+)
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.core.stunnel import StunnelConfig, read_stunnel_config
 from reimzul.store.createrepo import read_failure
 
 ALL = "all"

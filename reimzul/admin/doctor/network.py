@@ -46,8 +46,7 @@ from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramNotFound
 from reimzul.core.formatting import list_first, pluralize
 from reimzul.core.process import spawn, wait_until_exit
-from reimzul.core.roles import BSTORE, CONTROLLER
-from reimzul.core.stunnel import Address, StunnelConfig, StunnelSection
+from reimzul.core.roles import BSTORE, CONTROLLER, Address, StunnelConfig, StunnelSection
 
 #: Programs that may listen on a public address; conf/ has all others listen on loopback.
 ALLOWED = ("stunnel", "stunnel4", "sshd")

@@ -47,10 +47,9 @@ from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
 from reimzul.core.formatting import format_time, pluralize
 from reimzul.core.fs import find_unreadable
 from reimzul.core.process import output_of
-from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ENABLED_UNITS
+from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ENABLED_UNITS, Address
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
-from reimzul.core.stunnel import Address
 
 #: Time limit for one answer of a service.
 ANSWER_TIMEOUT_SECONDS = 4.0
