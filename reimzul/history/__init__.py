@@ -16,9 +16,10 @@ from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import Event, Status
 from reimzul.core.validators import is_source_rpm
 from reimzul.history.build_record import BuildRecord, BuildState, RefusalRecord
+from reimzul.history.failed_build import FailedBuild
 
 __all__ = [
-    "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "History", "HistoryDamaged",
+    "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "FailedBuild", "History", "HistoryDamaged",
     "HistoryUnavailable", "NoHistory", "open_history", "repair_history",
 ]  # fmt: skip
 
@@ -108,6 +109,21 @@ class History(abc.ABC):
     @abc.abstractmethod
     def find_unfinished(self) -> list[BuildRecord]:
         """Return all builds that wait or run, in no order."""
+
+    @abc.abstractmethod
+    def iterate_failures(self, wanted: BuildFilter, cause: str = "") -> Iterator[FailedBuild]:
+        """Yield the failed builds that match and whose cause begins with `cause`, in no order, by the index of causes.
+
+        The states in `wanted` do not count.
+        """
+
+    @abc.abstractmethod
+    def count_old_causes(self) -> int:
+        """Return the number of builds whose stored cause is by another version of the rule."""
+
+    @abc.abstractmethod
+    def renew_causes(self, limit: int) -> int:
+        """Store the causes of at most so many of these builds by this version of the rule; return of how many."""
 
     @abc.abstractmethod
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
