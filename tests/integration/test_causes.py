@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,13 +15,16 @@ from typing import Any
 
 import pytest
 
+from reimzul.admin.relabel import relabel
 from reimzul.core.beanstalk import Broker
 from reimzul.core.config import load_file
 from reimzul.core.message import BuildEvent
 from reimzul.history import open_history
+from reimzul.history.sqlite import SqliteHistory
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
 from tests.schemas import check_line
+from tests.terminal import run_on_terminal
 
 PROGRAM = Path(sys.executable).parent / "reimzul"
 NOW = time.time()
@@ -122,3 +128,99 @@ def test_builds_of_a_cause_are_retried_but_for_those_that_were_built_since(folde
 def test_a_cause_that_is_not_there_is_refused(folder: Path, arguments: list[str], code: int, says: str) -> None:
     done = reimzul("retry", *arguments)
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+
+
+def test_show_says_what_the_notifier_has_found(folder: Path) -> None:
+    before: dict[str, Any] = {"previous_build": build_id(44), "previous_evr": "0.9-1.el9"}
+    history = open_history(f"sqlite:///{folder}/history.sqlite")
+    history.record([failed(20, "bash", MISSING, newly_failing=True, **before)])
+    history.record([failed(21, "zsh", "", status="Success", fixed=True, **before)])
+    history.close()
+    (shown,) = json.loads(reimzul("show", build_id(20), "--json").stdout)["arches"]
+    assert (shown["failure"]["newly_failing"], shown["failure"]["built_before"]) == (True, build_id(44))
+    assert (shown["newly_failing"], shown["fixed"], shown["cause"]) == (True, None, shown["failure"]["cause"])
+    assert f"newly failing 0.9-1.el9 was built before: {build_id(44)[:8]}" in reimzul("show", build_id(20)).stdout
+    assert f"0.9-1.el9 failed before: {build_id(44)[:8]}" in reimzul("show", build_id(21)).stdout
+    listed = {each["build_id"]: each for each in json.loads(reimzul("builds", "--json").stdout)}
+    assert (listed[build_id(21)]["fixed"], listed[build_id(21)]["previous_evr"]) == (True, "0.9-1.el9")
+
+
+# --- relabelling
+
+
+@pytest.fixture
+def old_causes(folder: Path) -> Path:
+    """Have all causes stored by version 0 of the rule."""
+    path = folder / "history.sqlite"
+    aged = "json_set(document, '$.cause', 'aaaaaaaa', '$.cause_text', 'an old text', '$.cause_version', 0)"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"UPDATE builds SET cause = 'aaaaaaaa', cause_version = 0, document = {aged} WHERE cause <> ''")
+    return path
+
+
+def count_old(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT count(*) FROM builds WHERE cause = 'aaaaaaaa'").fetchone()[0])
+
+
+def test_old_causes_are_computed_until_they_are_stored_again(old_causes: Path) -> None:
+    found = causes()
+    assert (found["failed"], found["causes"][0]["message"]) == (7, "nobody provides python3dist(six)")
+    cause = found["causes"][0]["cause"]
+    assert json.loads(reimzul("show", build_id(1), "--json").stdout)["arches"][0]["failure"]["alike"] == 2
+    assert "no cause begins" in reimzul("retry", "--cause", "aaaaaaaa").stderr
+    assert [each["parent"] for each in json.loads(reimzul("retry", "--cause", cause, "--json").stdout)] == [
+        build_id(8),
+        build_id(1),
+    ]
+    assert count_old(old_causes) == 7
+    for _ in range(2):
+        done = reimzul("causes", "--relabel")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert count_old(old_causes) == 0
+    assert causes()["causes"] == found["causes"]
+
+
+def test_relabelling_shows_on_a_terminal_how_far_it_is(old_causes: Path) -> None:
+    code, shown = run_on_terminal([str(PROGRAM), "causes", "--relabel"], old_causes.parent, os.environ, timeout=30)
+    assert code == 0
+    assert "Relabelling" in shown
+    assert "7 failures relabelled: all causes are by version 1 of the rule" in shown
+
+
+def test_a_relabelling_that_was_interrupted_goes_on(old_causes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def renew(self: SqliteHistory, limit: int) -> int:
+        calls.append(limit)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, 2)
+
+    real = SqliteHistory.renew_causes
+    monkeypatch.setattr(SqliteHistory, "renew_causes", renew)
+    settings = load_file(old_causes.parent / "reimzul.ini")
+    with pytest.raises(KeyboardInterrupt):
+        relabel(settings)
+    assert count_old(old_causes) == 3
+    relabel(settings)
+    assert count_old(old_causes) == 0
+
+
+def test_relabelling_makes_no_history_and_takes_no_other_option(folder: Path) -> None:
+    done = reimzul("causes", "--relabel", "--since", "1d", "--json")
+    assert (done.returncode, "with --relabel" in done.stderr) == (2, True), done.stderr
+    (folder / "history.sqlite").unlink()
+    done = reimzul("causes", "--relabel")
+    assert done.returncode != 0
+    assert "no builds are known yet" in done.stderr
+    assert not (folder / "history.sqlite").exists()
+
+
+def test_a_history_of_an_earlier_version_is_read_before_the_notifier_has_upgraded_it(folder: Path) -> None:
+    found = causes()["causes"]
+    with contextlib.closing(sqlite3.connect(folder / "history.sqlite", isolation_level=None)) as db:
+        db.execute("DROP INDEX builds_cause")
+        for column in ("cause", "cause_version", "package"):
+            db.execute(f"ALTER TABLE builds DROP COLUMN {column}")
+    assert causes()["causes"] == found
