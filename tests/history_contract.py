@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import attr
 import pytest
 
 from reimzul.core.failure_cause import CAUSE_VERSION, find_cause
@@ -514,9 +515,31 @@ class HistoryContract:
         assert [each.cause for each in history.iterate_failures(BuildFilter(), causes[0])] == causes[:1]
         assert list(history.iterate_failures(BuildFilter(), "00000000")) == []
         last = history.last_change()
-        assert [history.renew_causes(2) for _ in range(3)] == [2, 1, 0]
+        counts = []
+        while found := history.find_old_causes(2):
+            counts.append(len(found))
+            history.store_causes(found)
+        assert counts == [2, 1]
         assert history.count_old_causes() == 0
         changed = [record for _, record in history.find_changed(last, 10)]
         assert sorted(each.cause for each in changed) == causes, "pages follow them"
         assert {each.cause_version for each in changed} == {CAUSE_VERSION}
         assert sorted(each.cause for each in history.iterate_failures(BuildFilter())) == causes
+
+    def test_an_error_that_is_found_again_is_stored_unless_the_result_has_changed(self, history: History) -> None:
+        history.record([event("Failed", 1, reason="%build failed"), event("Failed", 2, reason="%build failed")])
+        read = [attr.evolve(each, error_line="a.c:1: error: no", error_log="build.log", cause_version=0)
+                for each in history.find_builds(BuildFilter(), 10)]  # fmt: skip
+        history.record([event("Published", 2, attempt=OTHER_ATTEMPT, at=2e9)])
+        last = history.last_change()
+        history.store_causes(read)
+        history.store_causes([])
+        first, second = (
+            history.find_builds(BuildFilter(build_id=build_id(1)), 1)[0],
+            only(history, states=["published"]),
+        )
+        cause = find_cause("%build failed", "a.c:1: error: no", "time")
+        assert (first.error_line, first.error_log, first.cause) == ("a.c:1: error: no", "build.log", cause.id)
+        assert (second["error_line"], second["cause"]) == ("", "")
+        assert [record.build_id for _, record in history.find_changed(last, 10)] == [build_id(1)]
+        assert [each.build_id for each in history.iterate_failures(BuildFilter(), cause.id)] == [build_id(1)]

@@ -18,7 +18,6 @@ import click
 from reimzul.admin import lookup, output
 from reimzul.admin.batch_lookup import find_batch
 from reimzul.admin.lookup import BuildLegs
-from reimzul.admin.relabel import relabel
 from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
@@ -123,6 +122,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], FailedBuil
 @click.option("--arch", metavar="ARCH")
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch; by default, since it was submitted.")
 @click.option("--relabel", "is_relabel", is_flag=True, help="Store causes by the present rule instead; see below.")
+@click.option("--logs", "with_logs", is_flag=True, help="With --relabel: read the stored logs of all failures again.")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")
 @output.pass_settings
@@ -134,6 +134,7 @@ def command(
     arch: str | None,
     batch: str | None,
     is_relabel: bool,
+    with_logs: bool,
     columns: Sequence[str],
     wide: bool,
     as_json: bool,
@@ -144,7 +145,8 @@ def command(
     from places, numbers and the package's own name. `reimzul retry --cause` builds all of a group again.
 
     Causes are stored with the builds. After an update with another rule, --relabel on the controller stores those of
-    earlier builds again; until then each command computes them. It can be interrupted and run again.
+    earlier builds again; until then each command computes them. Where the line of the log that names the cause is
+    missing, it is looked for in the store's logs. It can be interrupted and run again.
 
     \b
     Examples:
@@ -156,8 +158,11 @@ def command(
     """
     if is_relabel:
         output.refuse_ignored("with --relabel", *_GROUPING_OPTIONS)
-        relabel(settings)
+        from reimzul.admin.relabel import relabel  # needs HTTP; `reimzul builds` starts sooner without
+
+        relabel(settings, with_logs=with_logs)
         return
+    output.refuse_ignored("without --relabel", "with_logs")
     targets = expand_option(settings, target)
     if batch is not None:
         plan = find_batch(settings, batch).state.plan

@@ -100,6 +100,15 @@ def find_cause(reason: str, error_line: str, package: str = "") -> FailureCause:
     return FailureCause(_make_id(step, normalize_line(line, package)), text)
 
 
+def is_in_logs(reason: str, exit_code: int | None) -> bool:
+    """Whether a line of the logs is the cause: mock was run, and the build was not ended for its time."""
+    return exit_code is not None and not is_timeout(reason)
+
+
+def is_timeout(reason: str) -> bool:
+    return reason.endswith(("(build_timeout)", "(stall_timeout)"))
+
+
 def missing_capabilities(reason: str) -> tuple[str, ...]:
     found = _UNPROVIDED.search(reason)
     return tuple(each.strip() for each in found[1].split(", ")) if found else ()

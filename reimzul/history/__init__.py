@@ -122,8 +122,15 @@ class History(abc.ABC):
         """Return the number of builds whose stored cause is by another version of the rule."""
 
     @abc.abstractmethod
-    def renew_causes(self, limit: int) -> int:
-        """Store the causes of at most so many of these builds by this version of the rule; return of how many."""
+    def find_old_causes(self, limit: int) -> list[BuildRecord]:
+        """Return at most so many of these builds."""
+
+    @abc.abstractmethod
+    def store_causes(self, records: Sequence[BuildRecord]) -> None:
+        """Store the error and the cause of these failures, by this version of the rule.
+
+        A build whose result has changed since it was read stays as it is.
+        """
 
     @abc.abstractmethod
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:

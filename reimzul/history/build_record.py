@@ -293,6 +293,8 @@ _IDENTITY = (
     "srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr", "parent",
     "batch",
 )  # fmt: skip
+#: Why a failure failed: what may be found again in its logs, and what is computed from that.
+EXPLANATION = ("first_error", "error_line", "error_log", "cause", "cause_text", "cause_version")
 #: What compares a success or a failure with the package's previous result; a rejected build is neither.
 _COMPARISON = ("newly_failing", "fixed", "previous_build", "previous_evr")
 #: What one attempt is known by and resulted in.
@@ -388,6 +390,16 @@ def with_cause(record: BuildRecord) -> BuildRecord:
     if not record.is_failure or is_current(record):
         return record
     return attr.evolve(record, **cause_fields(cause_of(record)))
+
+
+def is_same_result(one: BuildRecord, other: BuildRecord) -> bool:
+    return (one.status, one.attempt) == (other.status, other.attempt)
+
+
+def explain_like(record: BuildRecord, other: BuildRecord) -> BuildRecord:
+    """Return the record with the error and the cause of another one of the same result, by this version of the rule."""
+    explained = attr.evolve(record, **{name: getattr(other, name) for name in EXPLANATION})
+    return with_cause(explained)
 
 
 def with_override(record: BuildRecord, comment: str) -> BuildRecord:

@@ -20,11 +20,21 @@ import pymongo
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.errors import translate_errors
-from reimzul.core.failure_cause import CAUSE_VERSION, cause_fields, cause_of
+from reimzul.core.failure_cause import CAUSE_VERSION
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
+from reimzul.core.store_paths import leg_key
 from reimzul.core.validators import package_of
 from reimzul.history import BuildFilter, History, HistoryUnavailable, is_pattern
-from reimzul.history.build_record import FAILURES, OVER, BuildRecord, BuildState, RefusalRecord, apply_events
+from reimzul.history.build_record import (
+    EXPLANATION,
+    FAILURES,
+    OVER,
+    BuildRecord,
+    BuildState,
+    RefusalRecord,
+    apply_events,
+    with_cause,
+)
 from reimzul.history.failed_build import FailedBuild
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.
@@ -111,20 +121,22 @@ class MongoHistory(History):
         with _translating_errors():
             return self._builds.count_documents(_OLD_CAUSES)
 
-    def renew_causes(self, limit: int) -> int:
+    def find_old_causes(self, limit: int) -> list[BuildRecord]:
+        return list(self._find(_OLD_CAUSES, limit=limit))
+
+    def store_causes(self, records: Sequence[BuildRecord]) -> None:
+        if not records:
+            return
         with _translating_errors():
-            found = list(self._builds.find(_OLD_CAUSES, limit=limit))
-            first = self._take_numbers(len(found)) if found else 0
+            first = self._take_numbers(len(records))
             writes = [
                 pymongo.UpdateOne(
-                    {"_id": each["_id"], "status": each["status"]},
-                    {"$set": {**cause_fields(cause_of(BuildRecord.from_document(_to_plain(each)))), _CHANGED: number}},
+                    {"_id": leg_key(each.build_id, each.arch), "status": each.status, "attempt": each.attempt},
+                    {"$set": {**{name: getattr(each, name) for name in EXPLANATION}, _CHANGED: number}},
                 )
-                for number, each in enumerate(found, first)
+                for number, each in enumerate(map(with_cause, records), first)
             ]
-            if writes:
-                self._builds.bulk_write(writes, ordered=False)
-            return len(found)
+            self._builds.bulk_write(writes, ordered=False)
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         wanted = {"srpm": _prefix(f"{name}-"), "arch": arch, "status": Status.SUCCESS, "pkgname": name}
@@ -183,7 +195,7 @@ class MongoHistory(History):
         self._builds.create_index([("cause", pymongo.ASCENDING), *_NEWEST], sparse=True)
         self._number_unnumbered()
         while self._builds.find_one({**_OLD_CAUSES, "cause_version": None}, projection=["_id"]):
-            self.renew_causes(_NUMBER_BATCH)
+            self.store_causes(self.find_old_causes(_NUMBER_BATCH))
         self._is_indexed = True
 
     def _number_unnumbered(self) -> None:

@@ -33,6 +33,7 @@ from reimzul.core.sqlite import (
     readable_rows,
     transaction,
 )
+from reimzul.core.store_paths import leg_key
 from reimzul.history import (
     CORRUPT_PREFIX,
     BuildFilter,
@@ -49,6 +50,8 @@ from reimzul.history.build_record import (
     BuildState,
     RefusalRecord,
     apply_events,
+    explain_like,
+    is_same_result,
     with_cause,
     with_override,
 )
@@ -172,16 +175,23 @@ class SqliteHistory(History):
         with self._translating_errors():
             return int(self._db.execute(f"SELECT count(*) {_OLD_CAUSES}", [CAUSE_VERSION]).fetchone()[0])
 
-    def renew_causes(self, limit: int) -> int:
+    def find_old_causes(self, limit: int) -> list[BuildRecord]:
+        with self._translating_errors():
+            while True:
+                rows = self._db.execute(f"SELECT key {_OLD_CAUSES} LIMIT ?", [CAUSE_VERSION, limit]).fetchall()
+                found = self._load_records([key for (key,) in rows])
+                damaged = [(CAUSE_VERSION, key) for (key,) in rows if key not in found]
+                # nothing can be stored in those, and they must not hold up the others
+                self._db.executemany("UPDATE builds SET cause_version = ? WHERE key = ?", damaged)
+                if found or not rows:
+                    return list(found.values())
+
+    def store_causes(self, records: Sequence[BuildRecord]) -> None:
+        renewed = {leg_key(each.build_id, each.arch): each for each in records}
         with self._translating_errors(), transaction(self._db):
-            rows = self._db.execute(f"SELECT key {_OLD_CAUSES} LIMIT ?", [CAUSE_VERSION, limit]).fetchall()
-            keys = [key for (key,) in rows]
-            renewed = {key: with_cause(record) for key, record in self._load_records(keys).items()}
-            self._write_records(renewed)
-            for key in keys:
-                if key not in renewed:  # its record is damaged
-                    self._db.execute("UPDATE builds SET cause_version = ? WHERE key = ?", [CAUSE_VERSION, key])
-            return len(keys)
+            known = self._load_records(renewed)
+            same = {key: each for key, each in known.items() if is_same_result(each, renewed[key])}
+            self._write_records({key: explain_like(each, renewed[key]) for key, each in same.items()})
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         # The index finds source rpms whose names begin with the package's; those of other packages are skipped.

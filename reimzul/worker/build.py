@@ -22,6 +22,7 @@ from typing import Callable, TypeVar, Union
 import attr
 
 from reimzul.core.arch import Arches
+from reimzul.core.error_extractor import FirstError, find_first_error
 from reimzul.core.errors import (
     InputError,
     InvalidMessage,
@@ -31,6 +32,7 @@ from reimzul.core.errors import (
     RetryLater,
     ShutdownRequested,
 )
+from reimzul.core.failure_cause import is_in_logs
 from reimzul.core.formatting import format_time
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
@@ -40,10 +42,9 @@ from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.download import Downloader
-from reimzul.worker.error_extractor import FirstError, find_first_error
 from reimzul.worker.mock import Mock, complete_logs, read_state_log
 from reimzul.worker.mock_config import CheckoutState, MockConfigRepo
-from reimzul.worker.mock_result import Fault, MockResult, is_timeout
+from reimzul.worker.mock_result import Fault, MockResult
 from reimzul.worker.model import AttemptSpec, BuilderFault, Leg, order_legs, skip_reason
 from reimzul.worker.unmet import describe_missing
 from reimzul.worker.upload import LogStreamer, Uploader, make_manifest, prune_results, read_tail
@@ -399,9 +400,7 @@ class BuildAttempt:
         if reason.startswith(NO_BUILDER) and self.final_failure_reason:
             last = self.attempt.request.builder_faults[-1]
             return FirstError(last.first_error, last.error_line)
-        if exit_code is None or is_timeout(reason):
-            return FirstError()
-        return self._find_first_error(leg)
+        return self._find_first_error(leg) if is_in_logs(reason, exit_code) else FirstError()
 
     def _find_first_error(self, leg: Leg) -> FirstError:
         return find_first_error(leg.results / "build.log", leg.results / "root.log", self._stop)

@@ -25,6 +25,7 @@ from reimzul.core.builder_needs import find_missing_configs, find_missing_mock
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
+from reimzul.core.error_extractor import FirstError
 from reimzul.core.errors import (
     BrokerUnavailable,
     InvalidMessage,
@@ -56,7 +57,6 @@ from reimzul.worker.build import (
     parse_srpm_name,
 )
 from reimzul.worker.download import SourceDelayed
-from reimzul.worker.error_extractor import FirstError
 from reimzul.worker.job_session import ControlPoller, JobSession
 from reimzul.worker.known_targets import ConfigPuller
 from reimzul.worker.mock_config import MockConfigRepo

@@ -22,13 +22,13 @@ from reimzul.core import validators
 from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError
 from reimzul.core.failure_cause import cause_fields, find_cause
 from reimzul.core.heartbeat import ErrorLog
+from reimzul.core.log_reader import read_end
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.message import MAX_ERROR_LINE, Phase, Status
 from reimzul.core.process import run
 from reimzul.core.retry import Backoff, CancelToken, LogThrottle
 from reimzul.core.rpm_header import read_header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.worker.log_reader import read_end
 from reimzul.worker.mock_result import Fault, MockResult
 from reimzul.worker.model import Leg
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import pytest
 from reimzul.admin.relabel import relabel
 from reimzul.core.beanstalk import Broker
 from reimzul.core.config import load_file
+from reimzul.core.failure_cause import find_cause
 from reimzul.core.message import BuildEvent
-from reimzul.history import open_history
+from reimzul.history import BuildRecord, open_history
 from reimzul.history.sqlite import SqliteHistory
+from tests import webserver
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
 from tests.schemas import check_line
@@ -151,11 +155,14 @@ def test_show_says_what_the_notifier_has_found(folder: Path) -> None:
 @pytest.fixture
 def old_causes(folder: Path) -> Path:
     """Have all causes stored by version 0 of the rule."""
-    path = folder / "history.sqlite"
+    age(folder / "history.sqlite")
+    return folder / "history.sqlite"
+
+
+def age(path: Path) -> None:
     aged = "json_set(document, '$.cause', 'aaaaaaaa', '$.cause_text', 'an old text', '$.cause_version', 0)"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"UPDATE builds SET cause = 'aaaaaaaa', cause_version = 0, document = {aged} WHERE cause <> ''")
-    return path
 
 
 def count_old(path: Path) -> int:
@@ -185,26 +192,96 @@ def test_relabelling_shows_on_a_terminal_how_far_it_is(old_causes: Path) -> None
     code, shown = run_on_terminal([str(PROGRAM), "causes", "--relabel"], old_causes.parent, os.environ, timeout=30)
     assert code == 0
     assert "Relabelling" in shown
-    assert "7 failures relabelled: all causes are by version 1 of the rule" in shown
+    assert "7 failures relabelled by version 1 of the rule" in shown
 
 
 def test_a_relabelling_that_was_interrupted_goes_on(old_causes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[int] = []
 
-    def renew(self: SqliteHistory, limit: int) -> int:
+    def find(self: SqliteHistory, limit: int) -> list[BuildRecord]:
         calls.append(limit)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(self, 2)
 
-    real = SqliteHistory.renew_causes
-    monkeypatch.setattr(SqliteHistory, "renew_causes", renew)
+    real = SqliteHistory.find_old_causes
+    monkeypatch.setattr(SqliteHistory, "find_old_causes", find)
     settings = load_file(old_causes.parent / "reimzul.ini")
     with pytest.raises(KeyboardInterrupt):
         relabel(settings)
     assert count_old(old_causes) == 3
     relabel(settings)
     assert count_old(old_causes) == 0
+
+
+PLACE = "repo/c7.1708.u.x86_64/hello/20251122000001/1.0-30.el9.x86_64"
+LINE = "hello.c:2:10: fatal error: nosuch.h: No such file or directory"
+LOG = f"Executing(%build): /bin/sh -e /var/tmp/rpm-tmp.x\n+ make\n{LINE}\ncompilation terminated.\nmake: *** Error 1\n"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Path]:
+    """A store with the place of a failed build, whose history lacks the error of its logs."""
+    store = folder / "bstore"
+    (store / PLACE).mkdir(parents=True)
+    server = webserver.serve(folder)
+    ini = folder / "reimzul.ini"
+    ini.write_text(ini.read_text().replace("127.0.0.1:9/", f"127.0.0.1:{server.server_address[1]}/"))
+    history = open_history(f"sqlite:///{folder}/history.sqlite")
+    history.record([failed(30, "hello", "%build failed", exit_code=1, place=PLACE)])
+    history.record([failed(31, "slow", "no end (build_timeout)", exit_code=1, place=PLACE)])
+    history.close()
+    yield store
+    webserver.close(server)
+
+
+def read_error(folder: Path, number: int) -> tuple[str | None, str | None, bool]:
+    (shown,) = json.loads(reimzul("show", build_id(number), "--json").stdout)["arches"]
+    cause = find_cause(shown["reason"], shown["error_line"] or "", shown["pkgname"])
+    return shown["error_line"], shown["error_log"], shown["cause"] == cause.id
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_error_is_looked_for_in_the_stores_logs(folder: Path, store: Path, is_packed: bool) -> None:
+    if is_packed:
+        (store / PLACE / "build.log.gz").write_bytes(gzip.compress(LOG.encode()))
+    else:
+        (store / PLACE / "build.log").write_text(LOG)
+    assert reimzul("causes", "--relabel").returncode == 0
+    assert read_error(folder, 30) == (None, None, True), "its cause is by the present rule"
+    age(folder / "history.sqlite")
+    assert reimzul("causes", "--relabel").returncode == 0
+    assert read_error(folder, 30) == (LINE, "build.log", True)
+    assert read_error(folder, 31) == (None, None, True), "no line of its logs is the cause"
+    assert read_error(folder, 4)[0] == "z.c:99:1: error: unknown type name 'bool'", "it is known"
+
+
+def test_the_logs_of_all_failures_are_read_on_request(folder: Path, store: Path) -> None:
+    (store / PLACE / "build.log").write_text(LOG)
+    settings = load_file(folder / "reimzul.ini")
+    relabel(settings, with_logs=True)
+    assert read_error(folder, 30) == (LINE, "build.log", True)
+    with contextlib.closing(open_history(settings.history.url)) as history:
+        last = history.last_change()
+    relabel(settings, with_logs=True)
+    with contextlib.closing(open_history(settings.history.url)) as history:
+        assert history.last_change() == last, "what is known is not written again"
+    other = LINE.replace("nosuch.h", "other.h")
+    (store / PLACE / "build.log").write_text(LOG.replace(LINE, other))
+    assert reimzul("causes", "--relabel", "--logs").returncode == 0
+    assert read_error(folder, 30)[0] == other
+
+
+def test_a_store_that_is_away_leaves_what_the_history_has(folder: Path, store: Path) -> None:
+    (store / PLACE / "build.log.status").write_text("503")
+    age(folder / "history.sqlite")
+    assert reimzul("causes", "--relabel").returncode == 0
+    assert count_old(folder / "history.sqlite") == 0
+    assert read_error(folder, 30) == (None, None, True)
+    done = reimzul("causes", "--relabel", "--logs")
+    assert (done.returncode != 0, "HTTP 503" in done.stderr) == (True, True), done.stderr
+    done = reimzul("causes", "--logs")
+    assert (done.returncode, "without --relabel" in done.stderr) == (2, True)
 
 
 def test_relabelling_makes_no_history_and_takes_no_other_option(folder: Path) -> None:
