@@ -21,7 +21,7 @@ from typing import Any, Optional
 import attr
 
 from reimzul.core.errors import ReimzulError
-from reimzul.core.failure_cause import cause_fields, find_cause, is_current
+from reimzul.core.failure_cause import cause_fields, cause_of, is_current
 from reimzul.core.message import BuildEvent, Event, Status
 from reimzul.core.sqlite import open_database, transaction
 from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
@@ -53,13 +53,6 @@ class PackageResult:
     good: bool
 
 
-def add_cause(event: BuildEvent) -> BuildEvent:
-    """Add the cause to a failure whose sender has sent none, or that of another version of the rule."""
-    if event.status not in _FAILURES or is_current(event):
-        return event
-    return _replace(event, cause_fields(find_cause(event.reason, event.error_line, event.package)))
-
-
 class PackageResults:
     """Belongs to the outbox: its methods run in the outbox's transactions. Raises `sqlite3.Error`."""
 
@@ -67,21 +60,32 @@ class PackageResults:
         self._db = db
 
     def annotate(self, event: Event) -> Event:
-        """Return an admitted event with its cause, if it is a failure, and compared with the package's last result."""
-        return self.compare(add_cause(event)) if isinstance(event, BuildEvent) else event
+        """Return an admitted event with its cause, if it is a failure, and compared with the package's last result.
 
-    def compare(self, event: BuildEvent) -> BuildEvent:
-        """Return an admitted event with the fields that compare it; what its sender has put into them is dropped."""
+        A cause by this version of the rule stays; what the sender says of the comparison is dropped.
+        """
+        if not isinstance(event, BuildEvent):
+            return event
+        fields = self._compare(event)
+        if event.status in _FAILURES and not is_current(event):
+            fields.update(cause_fields(cause_of(event)))
+        if all(getattr(event, name) == value for name, value in fields.items()):
+            return event
+        annotated = copy.copy(
+            event
+        )  # `attr.evolve` would check all fields again, which takes longer than all else here
+        for name, value in fields.items():
+            object.__setattr__(annotated, name, value)
+        return annotated
+
+    def _compare(self, event: BuildEvent) -> dict[str, Any]:
         fields: dict[str, Any] = dict(_UNKNOWN)
         if event.status in _COMPARED and not event.scratch and not event.claimed:
             previous = self._find_previous(event)
             if previous is not None:
-                good = event.status in _GOOD
-                change = {"fixed": not previous.good} if good else {"newly_failing": previous.good}
+                change = {"fixed": not previous.good} if event.status in _GOOD else {"newly_failing": previous.good}
                 fields.update(change, previous_build=previous.build_id, previous_evr=previous.evr)
-        return (
-            event if all(getattr(event, name) == value for name, value in fields.items()) else _replace(event, fields)
-        )
+        return fields
 
     def purge(self, before: float) -> None:
         self._db.execute("DELETE FROM compared WHERE at < ?", (before,))
@@ -93,8 +97,8 @@ class PackageResults:
         query = "SELECT build_id, evr, good, timestamp FROM last_result WHERE package = ? AND target = ? AND arch = ?"
         last = self._db.execute(query, about).fetchone()
         is_late = last is not None and last[0] != event.build_id and last[3] > event.timestamp
-        if not is_late:
-            values = (event.build_id, event.evr, event.status in _GOOD, event.timestamp)
+        values = (event.build_id, event.evr, event.status in _GOOD, event.timestamp)
+        if not is_late and values != last:  # `Published` after its `Success` says nothing else
             self._db.execute(_UPSERT, (*about, *values))
         if row is None:
             # before the last result there were others; of a late one nobody knows which came before
@@ -102,13 +106,6 @@ class PackageResults:
             row = last[:3] if known else ("", "", False)
             self._db.execute("INSERT INTO compared VALUES (?, ?, ?, ?, ?)", (event.key, *row, time.time()))
         return PackageResult(row[0], row[1], bool(row[2])) if row[0] else None
-
-
-def _replace(event: BuildEvent, fields: dict[str, Any]) -> BuildEvent:
-    replaced = copy.copy(event)  # `attr.evolve` would check all fields again, which takes longer than all else here
-    for name, value in fields.items():
-        object.__setattr__(replaced, name, value)
-    return replaced
 
 
 # --- from the history
