@@ -532,8 +532,8 @@ class HistoryContract:
                 for each in history.find_builds(BuildFilter(), 10)]  # fmt: skip
         history.record([event("Published", 2, attempt=OTHER_ATTEMPT, at=2e9)])
         last = history.last_change()
-        history.store_causes(read)
-        history.store_causes([])
+        history.store_causes({f"{each.build_id}.{each.arch}": each for each in read})
+        history.store_causes({})
         first, second = (
             history.find_builds(BuildFilter(build_id=build_id(1)), 1)[0],
             only(history, states=["published"]),

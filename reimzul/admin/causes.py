@@ -71,8 +71,8 @@ class FailureGroup:
             "message": self.cause.text,
             "builds": [{"build_id": each.build_id, "arch": each.arch} for each in self.builds],
             "packages": sorted(self.packages),
-            "first": {"build_id": self.oldest.build_id, "at": self.oldest.at},
-            "last": {"build_id": self.newest.build_id, "at": self.newest.at},
+            "first": {"build_id": self.builds[-1].build_id, "at": self.oldest.at},
+            "last": {"build_id": self.builds[0].build_id, "at": self.newest.at},
             "roots": [{"package": each.package, "build_id": each.build_id} for each in self.roots],
         }
 
@@ -100,7 +100,8 @@ def _read_record(history: History, failed: FailedBuild) -> BuildRecord:
     about: dict[str, Any] = {"arch": failed.arch, "targets": [failed.target], "since": failed.timestamp}
     about["build_id"] = failed.build_id or None  # builds of the original have no id
     found = history.iterate_builds(BuildFilter(**about, states=[BuildState.FAILED]))
-    return next((each for each in found if FailedBuild.from_record(each) == failed), BuildRecord())
+    same = (each for each in found if attr.evolve(FailedBuild.from_record(each), build_id=failed.build_id) == failed)
+    return next(same, BuildRecord())
 
 
 def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], FailedBuild]) -> Iterator[FailedBuild]:
@@ -197,9 +198,9 @@ def _print_json(groups: Sequence[FailureGroup], begin: float, end: float | None)
 
 
 def _row_cells(group: FailureGroup) -> list[str]:
-    newest, oldest = group.newest, group.oldest
     counts = (str(len(group.builds)), str(len(group.packages)))
-    return [group.cause.id, *counts, format_time(newest.at), format_time(oldest.at), newest.build_id[:8], group.text]
+    times = (format_time(group.newest.at), format_time(group.oldest.at))
+    return [group.cause.id, *counts, *times, group.builds[0].build_id[:8], group.text]
 
 
 def find_builds_of_cause(history: History, given: str, begin: float, end: float | None) -> list[BuildLegs]:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -30,7 +30,7 @@ from reimzul.core.formatting import pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import MAX_ERROR_LINE, Status
 from reimzul.core.settings import Settings
-from reimzul.core.store_paths import StoreUrls
+from reimzul.core.store_paths import StoreUrls, leg_key
 from reimzul.history import BuildFilter, BuildRecord, History, open_history
 from reimzul.history.attempt_logs import list_attempts
 
@@ -54,8 +54,8 @@ def relabel(settings: Settings, *, with_logs: bool = False) -> None:
         done = 0
         with _show_progress(total) as update:
             for part in parts:
-                explained = (logs.explain_again(each, with_logs=with_logs) for each in part)
-                history.store_causes([each for each in explained if not is_current(each)])
+                explained = {key: logs.explain_again(each, with_logs=with_logs) for key, each in part.items()}
+                history.store_causes({key: each for key, each in explained.items() if not is_current(each)})
                 update(len(part))
                 done += len(part)
     if sys.stderr.isatty():
@@ -64,20 +64,20 @@ def relabel(settings: Settings, *, with_logs: bool = False) -> None:
         output.print_note(text, as_json=True)
 
 
-def _iterate_old(history: History) -> Iterator[Sequence[BuildRecord]]:
+def _iterate_old(history: History) -> Iterator[Mapping[str, BuildRecord]]:
     while part := history.find_old_causes(_PART):
         yield part
 
 
-def _iterate_failures(history: History) -> Iterator[Sequence[BuildRecord]]:
+def _iterate_failures(history: History) -> Iterator[Mapping[str, BuildRecord]]:
     """Yield the failures, then those whose stored cause is still by another version of the rule."""
     keys = [(each.build_id, each.arch) for each in history.iterate_failures(BuildFilter()) if each.build_id]
     for first in range(0, len(keys), _PART):
-        found = (
-            history.find_builds(BuildFilter(build_id=build_id, arch=arch), 1)
-            for build_id, arch in keys[first : first + _PART]
-        )
-        yield [each for records in found for each in records if each.status == Status.FAILED]
+        part = {}
+        for key in keys[first : first + _PART]:
+            for record in history.find_builds(BuildFilter(build_id=key[0], arch=key[1]), 1):
+                part[leg_key(*key)] = record
+        yield part
     yield from _iterate_old(history)
 
 

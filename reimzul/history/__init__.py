@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable, Optional
 
 import attr
@@ -122,12 +122,12 @@ class History(abc.ABC):
         """Return the number of builds whose stored cause is by another version of the rule."""
 
     @abc.abstractmethod
-    def find_old_causes(self, limit: int) -> list[BuildRecord]:
-        """Return at most so many of these builds."""
+    def find_old_causes(self, limit: int) -> dict[str, BuildRecord]:
+        """Return at most so many of these builds, by their keys."""
 
     @abc.abstractmethod
-    def store_causes(self, records: Sequence[BuildRecord]) -> None:
-        """Store the error and the cause of these failures, by this version of the rule.
+    def store_causes(self, records: Mapping[str, BuildRecord]) -> None:
+        """Store the error and the cause of these failures, by their keys, by this version of the rule.
 
         A build whose result has changed since it was read stays as it is.
         """

@@ -22,7 +22,6 @@ from pymongo.errors import BulkWriteError, PyMongoError
 from reimzul.core.errors import translate_errors
 from reimzul.core.failure_cause import CAUSE_VERSION
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.core.store_paths import leg_key
 from reimzul.core.validators import package_of
 from reimzul.history import BuildFilter, History, HistoryUnavailable, is_pattern
 from reimzul.history.build_record import (
@@ -121,21 +120,21 @@ class MongoHistory(History):
         with _translating_errors():
             return self._builds.count_documents(_OLD_CAUSES)
 
-    def find_old_causes(self, limit: int) -> list[BuildRecord]:
-        return list(self._find(_OLD_CAUSES, limit=limit))
+    def find_old_causes(self, limit: int) -> dict[str, BuildRecord]:
+        with _translating_errors():
+            found = list(self._builds.find(_OLD_CAUSES, limit=limit))
+            return {document["_id"]: BuildRecord.from_document(_to_plain(document)) for document in found}
 
-    def store_causes(self, records: Sequence[BuildRecord]) -> None:
+    def store_causes(self, records: Mapping[str, BuildRecord]) -> None:
         if not records:
             return
         with _translating_errors():
             first = self._take_numbers(len(records))
-            writes = [
-                pymongo.UpdateOne(
-                    {"_id": leg_key(each.build_id, each.arch), "status": each.status, "attempt": each.attempt},
-                    {"$set": {**{name: getattr(each, name) for name in EXPLANATION}, _CHANGED: number}},
-                )
-                for number, each in enumerate(map(with_cause, records), first)
-            ]
+            writes = []
+            for number, (key, record) in enumerate(records.items(), first):
+                same = {"_id": key, "status": record.status, "attempt": record.attempt or {"$in": ["", None]}}
+                explanation = {name: getattr(with_cause(record), name) for name in EXPLANATION}
+                writes.append(pymongo.UpdateOne(same, {"$set": {**explanation, _CHANGED: number}}))
             self._builds.bulk_write(writes, ordered=False)
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:

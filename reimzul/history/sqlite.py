@@ -33,7 +33,6 @@ from reimzul.core.sqlite import (
     readable_rows,
     transaction,
 )
-from reimzul.core.store_paths import leg_key
 from reimzul.history import (
     CORRUPT_PREFIX,
     BuildFilter,
@@ -151,31 +150,30 @@ class SqliteHistory(History):
         return list(self._select("WHERE status IN ('Queued', 'Held', 'Building')"))
 
     def iterate_failures(self, wanted: BuildFilter, cause: str = "") -> Iterator[FailedBuild]:
-        wanted = attr.evolve(wanted, states=[BuildState.FAILED])
-        if not self._has_causes:
-            found = map(FailedBuild.from_record, self.iterate_builds(wanted))
-            yield from (each for each in found if each.cause.startswith(cause))
-            return
-        where, values = _where_clause(wanted)
-        prefix, prefixes = _prefix_term("cause", cause)
-        current = f"{where} AND cause <> '' AND cause_version = ? AND {prefix}"
-        query = f"SELECT key, timestamp, target, package, cause FROM builds INDEXED BY builds_cause {current}"
+        where, values = _where_clause(attr.evolve(wanted, states=[BuildState.FAILED]))
         with self._translating_errors():
-            for key, timestamp, target, package, cause_id in self._db.execute(
-                query, [*values, CAUSE_VERSION, *prefixes]
-            ):
-                build_id, _, arch = key.partition(".")
-                yield FailedBuild(build_id, arch, timestamp, target, package, cause_id)
-        old = f"{where} AND rowid IN (SELECT rowid {_OLD_CAUSES})"
-        for record in self._select(old, [*values, CAUSE_VERSION]):
-            if (failed := FailedBuild.from_record(record)).cause.startswith(cause):
-                yield failed
+            if self._has_causes:
+                yield from self._iterate_index(where, values, cause)
+                where, values = f"{where} AND rowid IN (SELECT rowid {_OLD_CAUSES})", [*values, CAUSE_VERSION]
+            for key, record in self._readable(self._db.execute(f"{_SELECT} {where}", values)):
+                failed = attr.evolve(FailedBuild.from_record(record), build_id=key.partition(".")[0])
+                if failed.cause.startswith(cause):
+                    yield failed
+
+    def _iterate_index(self, where: str, values: Sequence[object], cause: str) -> Iterator[FailedBuild]:
+        """Yield the failures whose cause is by this version of the rule."""
+        term, prefixes = _prefix_term("cause", cause)
+        current = f"{where} AND cause <> '' AND cause_version = ? AND {term}"
+        query = f"SELECT key, timestamp, target, package, cause FROM builds INDEXED BY builds_cause {current}"
+        for key, *about in self._db.execute(query, [*values, CAUSE_VERSION, *prefixes]):
+            build_id, _, arch = key.partition(".")
+            yield FailedBuild(build_id, arch, *about)
 
     def count_old_causes(self) -> int:
         with self._translating_errors():
             return int(self._db.execute(f"SELECT count(*) {_OLD_CAUSES}", [CAUSE_VERSION]).fetchone()[0])
 
-    def find_old_causes(self, limit: int) -> list[BuildRecord]:
+    def find_old_causes(self, limit: int) -> dict[str, BuildRecord]:
         with self._translating_errors():
             while True:
                 rows = self._db.execute(f"SELECT key {_OLD_CAUSES} LIMIT ?", [CAUSE_VERSION, limit]).fetchall()
@@ -184,14 +182,13 @@ class SqliteHistory(History):
                 # nothing can be stored in those, and they must not hold up the others
                 self._db.executemany("UPDATE builds SET cause_version = ? WHERE key = ?", damaged)
                 if found or not rows:
-                    return list(found.values())
+                    return found
 
-    def store_causes(self, records: Sequence[BuildRecord]) -> None:
-        renewed = {leg_key(each.build_id, each.arch): each for each in records}
+    def store_causes(self, records: Mapping[str, BuildRecord]) -> None:
         with self._translating_errors(), transaction(self._db):
-            known = self._load_records(renewed)
-            same = {key: each for key, each in known.items() if is_same_result(each, renewed[key])}
-            self._write_records({key: explain_like(each, renewed[key]) for key, each in same.items()})
+            known = self._load_records(records)
+            same = {key: each for key, each in known.items() if is_same_result(each, records[key])}
+            self._write_records({key: explain_like(each, records[key]) for key, each in same.items()})
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         # The index finds source rpms whose names begin with the package's; those of other packages are skipped.
@@ -348,6 +345,7 @@ def _add_causes(db: sqlite3.Connection) -> None:
             db.execute(
                 "UPDATE builds SET document = ?, cause = ?, cause_version = ?, package = ? WHERE key = ?", values
             )
+        db.execute(_INDEX_CAUSE)  # in the same step: a reader that finds the columns asks the index
 
 
 def _cause_values(record: BuildRecord) -> tuple[str, int, str]:
@@ -395,7 +393,7 @@ def _from_row(document: str | bytes, latest: int) -> BuildRecord:
     return BuildRecord.from_document({**json.loads(document), "latest_build": latest != 0})
 
 
-def _where_clause(wanted: BuildFilter) -> tuple[str, list[str]]:
+def _where_clause(wanted: BuildFilter) -> tuple[str, list[Any]]:
     terms: list[tuple[str, list[str]]] = []
     if wanted.states is not None:
         terms.append(_state_term(wanted))

@@ -188,6 +188,20 @@ def test_old_causes_are_computed_until_they_are_stored_again(old_causes: Path) -
     assert causes()["causes"] == found["causes"]
 
 
+def test_failures_of_the_originals_worker_have_causes_too(folder: Path) -> None:
+    about = {"build_id": "", "attempt": "", "target": "c7.i386", "arch": "i386"}
+    history = open_history(f"sqlite:///{folder}/history.sqlite")
+    history.record([failed(40, "old", "it does not build", **about)])
+    history.close()
+    (group,) = causes("--arch", "i386")["causes"]
+    assert (group["message"], group["packages"]) == ("it does not build", ["old"])
+    age(folder / "history.sqlite")
+    assert causes("--arch", "i386")["causes"][0]["cause"] == group["cause"]
+    assert reimzul("causes", "--relabel").returncode == 0
+    assert count_old(folder / "history.sqlite") == 0
+    assert causes("--arch", "i386")["causes"][0]["cause"] == group["cause"]
+
+
 def test_relabelling_shows_on_a_terminal_how_far_it_is(old_causes: Path) -> None:
     code, shown = run_on_terminal([str(PROGRAM), "causes", "--relabel"], old_causes.parent, os.environ, timeout=30)
     assert code == 0
@@ -198,7 +212,7 @@ def test_relabelling_shows_on_a_terminal_how_far_it_is(old_causes: Path) -> None
 def test_a_relabelling_that_was_interrupted_goes_on(old_causes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def find(self: SqliteHistory, limit: int) -> list[BuildRecord]:
+    def find(self: SqliteHistory, limit: int) -> dict[str, BuildRecord]:
         calls.append(limit)
         if len(calls) == 3:
             raise KeyboardInterrupt

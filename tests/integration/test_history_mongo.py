@@ -164,7 +164,16 @@ def test_the_builds_of_an_earlier_version_are_numbered_and_the_originals_are_lef
 
 def test_the_failures_of_an_earlier_version_get_their_causes(history: History, collection: Any, mongo: Mongo) -> None:
     history.record([event("Failed", 1, reason="%build failed"), event("Success", 2)])
-    names = ("cause", "cause_text", "cause_version", "newly_failing", "fixed", "previous_build", "previous_evr")
+    names = (
+        "attempt",
+        "cause",
+        "cause_text",
+        "cause_version",
+        "newly_failing",
+        "fixed",
+        "previous_build",
+        "previous_evr",
+    )
     collection.update_many({}, {"$unset": dict.fromkeys(names, "")})
     original = {"srpm": "old-1-1.src.rpm", "arch": "i386", "target": "c7", "status": "Failed"}
     collection.insert_one({**original, "timestamp": "20200101000000"})

@@ -186,7 +186,7 @@ def test_a_record_that_is_damaged_does_not_stop_the_renewal_of_causes(
         db.execute("UPDATE builds SET document = '{' WHERE key = ?", [event("Failed", 1).key])
     found = history.find_old_causes(1)
     history.store_causes(found)
-    assert (len(found), history.find_old_causes(1), history.count_old_causes()) == (1, [], 0)
+    assert (len(found), history.find_old_causes(1), history.count_old_causes()) == (1, {}, 0)
     assert [each.cause for each in history.find_builds(BuildFilter(), 10)] == [find_cause("b", "").id]
 
 
