@@ -26,7 +26,7 @@ ONLY ?=
 SRPM ?=
 
 .PHONY: help setup farm-setup demo farm test simulate simulate-ci faults faults-ci mutate farm-test bench check man rpm
-.PHONY: lock install clean
+.PHONY: lock install clean relabel
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ man: farm-setup ## Make the man pages, in build/man (man -l build/man/man1/reimz
 
 rpm: farm-setup ## Make packages of this checkout, in build/rpm
 	@tools/rpm
+
+relabel: farm-setup ## Store the causes of earlier failures by the present rule, on a controller (reimzul causes --relabel)
+	@$(VENV)/reimzul causes --relabel
 
 lock: ## Renew requirements/*.txt: newer versions from PyPI, and their hashes
 	@tools/lock

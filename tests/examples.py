@@ -6,10 +6,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from reimzul.core.error_extractor import find_first_error
 from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuildEvent
 from reimzul.notifier.sinks.mail import MailWriter
-from reimzul.worker.error_extractor import find_first_error
 from reimzul.worker.upload import read_tail
 from tests.events import BEGINNING, event
 

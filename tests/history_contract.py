@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
+import attr
 import pytest
 
+from reimzul.core.failure_cause import CAUSE_VERSION, find_cause
 from reimzul.core.message import BuildEvent, Phase
-from reimzul.history import BuildFilter, History
+from reimzul.history import BuildFilter, FailedBuild, History
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
 
 ORIGINALS = {
@@ -450,3 +453,93 @@ class HistoryContract:
         assert record == history.find_builds(BuildFilter(), 1)[0]
         assert record.source is None
         assert "changed" not in record.to_output()
+
+    # --- causes of failures
+
+    def test_every_failure_has_a_cause_and_nothing_else_has_one(self, history: History) -> None:
+        history.record([event("Failed", 1, reason="%build failed", error_line="a.c:1: error: no")])
+        history.record([event("Rejected", 2, reason="damaged"), event("Success", 3), event("Queued", 4)])
+        records = {each.build_id: each for each in history.find_builds(BuildFilter(), 10)}
+        found = [(records[build_id(number)].cause, records[build_id(number)].cause_version) for number in range(1, 5)]
+        first, second = find_cause("%build failed", "a.c:1: error: no", "time"), find_cause("damaged", "", "time")
+        assert found == [(first.id, CAUSE_VERSION), (second.id, CAUSE_VERSION), ("", 0), ("", 0)]
+        assert records[build_id(1)].cause_text == first.text
+
+    def test_a_cause_and_a_comparison_go_with_the_result_that_is_outranked(self, history: History) -> None:
+        history.record([event("Failed", reason="%build failed", newly_failing=True, previous_build=build_id(9))])
+        assert only(history)["newly_failing"] is True
+        later: dict[str, Any] = {"fixed": False, "previous_build": build_id(8)}
+        history.record([event("Published", attempt=OTHER_ATTEMPT, at=2e9, **later)])
+        document = only(history)
+        assert (document["cause"], document["newly_failing"], document["fixed"]) == ("", None, False)
+        assert document["previous_build"] == build_id(8)
+        assert list(history.iterate_failures(BuildFilter())) == []
+
+    def test_a_rejected_build_is_not_fixed(self, history: History) -> None:
+        history.record([event("Success", fixed=True, previous_build=build_id(9)), event("Rejected", at=2e9)])
+        assert (only(history)["fixed"], only(history)["previous_build"]) == (None, "")
+
+    def test_failures_are_found_by_cause_and_by_all_else(self, history: History) -> None:
+        six = "BuildRequires that nobody provides: python3dist(six)"
+        history.record([event("Failed", 1, reason=six), event("Failed", 2, reason=six, arch="i386")])
+        history.record([event("Failed", 3, reason="%build failed", pkgname=""), event("Rejected", 4, reason=six)])
+        history.record([event("Success", 5, reason=six), event("Failed", 6, reason=six, batch="5f0c12ab")])
+        cause = find_cause(six, "").id
+
+        def find(wanted: BuildFilter, cause: str = "") -> list[int]:
+            known = {build_id(number): number for number in range(9)}
+            return sorted(known[each.build_id] for each in history.iterate_failures(wanted, cause))
+
+        assert find(BuildFilter()) == [1, 2, 3, 6]
+        assert find(BuildFilter(), cause) == find(BuildFilter(), cause[:4]) == [1, 2, 6]
+        assert find(BuildFilter(), "f" * 8) == []
+        assert find(BuildFilter(arch="i386"), cause) == [2]
+        assert find(BuildFilter(targets=["c7*"], since=event("Failed", 2).timestamp, submitter="johnny")) == [2, 3, 6]
+        assert find(BuildFilter(batch="5f0c12ab"), cause) == [6]
+        found = {each.build_id: each for each in history.iterate_failures(BuildFilter())}
+        assert found[build_id(2)] == FailedBuild(
+            build_id(2), "i386", event("Failed", 2).timestamp, "c7.1708.u.x86_64", "time", cause
+        )
+        assert found[build_id(3)].package == "time"
+
+    def test_causes_of_another_version_of_the_rule_are_computed_until_they_are_renewed(
+        self, history: History, age_causes: Callable[[], None]
+    ) -> None:
+        history.record([event("Failed", number, reason=f"%{step} failed") for number, step in enumerate("abc", 1)])
+        history.record([event("Success", 4)])
+        causes = sorted(find_cause(f"%{step} failed", "").id for step in "abc")
+        age_causes()
+        assert history.count_old_causes() == 3
+        assert {each.cause for each in history.find_builds(BuildFilter(states=["failed"]), 10)} == {"00000000"}
+        assert sorted(each.cause for each in history.iterate_failures(BuildFilter())) == causes
+        assert [each.cause for each in history.iterate_failures(BuildFilter(), causes[0])] == causes[:1]
+        assert list(history.iterate_failures(BuildFilter(), "00000000")) == []
+        last = history.last_change()
+        counts = []
+        while found := history.find_old_causes(2):
+            counts.append(len(found))
+            history.store_causes(found)
+        assert counts == [2, 1]
+        assert history.count_old_causes() == 0
+        changed = [record for _, record in history.find_changed(last, 10)]
+        assert sorted(each.cause for each in changed) == causes, "pages follow them"
+        assert {each.cause_version for each in changed} == {CAUSE_VERSION}
+        assert sorted(each.cause for each in history.iterate_failures(BuildFilter())) == causes
+
+    def test_an_error_that_is_found_again_is_stored_unless_the_result_has_changed(self, history: History) -> None:
+        history.record([event("Failed", 1, reason="%build failed"), event("Failed", 2, reason="%build failed")])
+        read = [attr.evolve(each, error_line="a.c:1: error: no", error_log="build.log", cause_version=0)
+                for each in history.find_builds(BuildFilter(), 10)]  # fmt: skip
+        history.record([event("Published", 2, attempt=OTHER_ATTEMPT, at=2e9)])
+        last = history.last_change()
+        history.store_causes({f"{each.build_id}.{each.arch}": each for each in read})
+        history.store_causes({})
+        first, second = (
+            history.find_builds(BuildFilter(build_id=build_id(1)), 1)[0],
+            only(history, states=["published"]),
+        )
+        cause = find_cause("%build failed", "a.c:1: error: no", "time")
+        assert (first.error_line, first.error_log, first.cause) == ("a.c:1: error: no", "build.log", cause.id)
+        assert (second["error_line"], second["cause"]) == ("", "")
+        assert [record.build_id for _, record in history.find_changed(last, 10)] == [build_id(1)]
+        assert [each.build_id for each in history.iterate_failures(BuildFilter(), cause.id)] == [build_id(1)]

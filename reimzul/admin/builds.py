@@ -324,6 +324,7 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
     attempts = leg.attempts if len(leg.attempts) > 1 else ()
     yield from format_facts(
         ("comment", leg.comment or None),
+        ("fixed", f"{leg.previous_evr or 'it'} failed before: {leg.previous_build[:8]}" if leg.fixed else None),
         ("package", f"{leg.pkgname} {leg.evr}" if leg.pkgname else None),
         *_describe_times(leg),
         ("phases", ", ".join(phases) or None),

@@ -17,7 +17,8 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import InvalidMessage
-from reimzul.core.json_message import Message, field, nested, parse_json
+from reimzul.core.failure_cause import CausedResult
+from reimzul.core.json_message import field, nested, parse_json
 from reimzul.core.message import BuildRequest, Phase, Status, phases
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, package_dir
@@ -47,7 +48,7 @@ def _check_request(value: Any) -> BuildRequest:
 
 
 @attr.frozen(kw_only=True)
-class Manifest(Message):
+class Manifest(CausedResult):
     """The result of an attempt at a leg, and its files."""
 
     request: BuildRequest = field(_check_request)

@@ -18,6 +18,7 @@ import attr
 from reimzul.core import validators
 from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.json_message import MAX_BYTES, Message, _limit_extra, encode, field, nested, parse_json
+from reimzul.core.package_change import ComparedResult
 
 #: The namespace of derived build ids (uuid5); another one would duplicate known builds.
 NAMESPACE = uuid.UUID("6b0f2c5e-54d1-4b53-9d6e-0d4d3f1b7a10")
@@ -158,6 +159,8 @@ _job = validators.integer(0, 2**63 - 1)
 
 #: File names of packages that an event has at most.
 MAX_NAMED_RPMS = 50
+#: Characters of the line that names the cause.
+MAX_ERROR_LINE = 400
 #: Missing requirements that an event has at most.
 MAX_MISSING = 50
 
@@ -166,7 +169,7 @@ _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
 
 
 @attr.frozen(kw_only=True)
-class BuildEvent(Message):
+class BuildEvent(ComparedResult):
     """A change of a leg's status; every program announces its own in `notify`."""
 
     srpm: str = field(validators.srpm)
@@ -198,7 +201,7 @@ class BuildEvent(Message):
     root_log: str = field(validators.text(8_000), "")  #: its end
     build_log: str = field(validators.text(24_000), "")  #: its end
     first_error: str = field(validators.text(4_000), "")
-    error_line: str = field(validators.line(400), "")  #: the line of `first_error` that is the cause
+    error_line: str = field(validators.line(MAX_ERROR_LINE), "")  #: the line of `first_error` that is the cause
     error_log: str = field(validators.optional(validators.name), "")  #: the log it stands in, as root.log
     skipped: Mapping[str, str] = field(
         validators.dict_of(validators.arch, validators.line(200), 20), {}
@@ -225,6 +228,10 @@ class BuildEvent(Message):
     signature: str = field(validators.optional(validators.signature), "")  #: bstore's (core/event_signature.py)
     #: of Published and Rejected: whether bstore has not signed it; set by the notifier alone, None without a key
     claimed: bool | None = field(validators.optional_flag, None)
+
+    @property
+    def package(self) -> str:
+        return self.pkgname or validators.package_of(self.srpm)
 
     @property
     def key(self) -> str:

@@ -65,6 +65,7 @@ arch = _matching(r"[a-z0-9][a-z0-9_]*", 32, "an arch, as x86_64")
 host = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", 253, "a host name")
 build_id = _matching(r"[0-9a-f]{32}", 32, "a build id (32 hex digits)")
 batch_id = _matching(r"[0-9a-f]{8}", 8, "a batch id (8 hex digits)")
+cause_id = _matching(r"[0-9a-f]{8}", 8, "a cause (8 hex digits)")
 sha256 = _matching(r"[0-9a-f]{64}", 64, "a sha256 (64 hex digits)")
 token = _matching(r"[0-9a-f]{16}", 16, "a token (16 hex digits)")
 signature = _matching(r"[1-9][0-9]{0,8}:[0-9a-f]{64}", 74, "a signature (<key number>:<64 hex digits>)")
@@ -93,6 +94,11 @@ def restrict_submitter(value: str) -> str:
 def is_source_rpm(file_name: str) -> bool:
     """Whether a file name is a source rpm's; .nosrc.rpm is one without its NoSource or NoPatch files."""
     return file_name.endswith((".src.rpm", ".nosrc.rpm"))
+
+
+def package_of(srpm_name: str) -> str:
+    """The name of a package, from the file name of its source rpm."""
+    return srpm_name.rsplit("-", 2)[0]
 
 
 def srpm(value: Any) -> str:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable, Optional
 
 import attr
@@ -16,9 +16,10 @@ from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import Event, Status
 from reimzul.core.validators import is_source_rpm
 from reimzul.history.build_record import BuildRecord, BuildState, RefusalRecord
+from reimzul.history.failed_build import FailedBuild
 
 __all__ = [
-    "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "History", "HistoryDamaged",
+    "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "FailedBuild", "History", "HistoryDamaged",
     "HistoryUnavailable", "NoHistory", "open_history", "repair_history",
 ]  # fmt: skip
 
@@ -108,6 +109,28 @@ class History(abc.ABC):
     @abc.abstractmethod
     def find_unfinished(self) -> list[BuildRecord]:
         """Return all builds that wait or run, in no order."""
+
+    @abc.abstractmethod
+    def iterate_failures(self, wanted: BuildFilter, cause: str = "") -> Iterator[FailedBuild]:
+        """Yield the failed builds that match and whose cause begins with `cause`, in no order, by the index of causes.
+
+        The states in `wanted` do not count.
+        """
+
+    @abc.abstractmethod
+    def count_old_causes(self) -> int:
+        """Return the number of builds whose stored cause is by another version of the rule."""
+
+    @abc.abstractmethod
+    def find_old_causes(self, limit: int) -> dict[str, BuildRecord]:
+        """Return at most so many of these builds, by their keys."""
+
+    @abc.abstractmethod
+    def store_causes(self, records: Mapping[str, BuildRecord]) -> None:
+        """Store the error and the cause of these failures, by their keys, by this version of the rule.
+
+        A build whose result has changed since it was read stays as it is.
+        """
 
     @abc.abstractmethod
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:

@@ -17,7 +17,9 @@ from typing import Any, Optional, TypeVar
 
 import attr
 
+from reimzul.core import validators
 from reimzul.core.clock import MAX_SKEW_SECONDS
+from reimzul.core.failure_cause import cause_fields, cause_of, is_current
 from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Refusal, Status
 from reimzul.history.result_rules import CLAIM, is_news
 
@@ -166,6 +168,13 @@ class BuildRecord(_Stored):
     first_error: str = ""
     error_line: str = ""
     error_log: str = ""
+    cause: str = ""  #: of a failure: 8 hex digits (core/failure_cause.py)
+    cause_text: str = ""
+    cause_version: int = 0  #: of the rule that has computed it
+    newly_failing: Optional[bool] = None  #: how it differs from the package's previous result (core/package_change.py)
+    fixed: Optional[bool] = None
+    previous_build: str = ""
+    previous_evr: str = ""
     skipped: Mapping[str, str] = attr.field(factory=dict)
     phases: tuple[Mapping[str, Any], ...] = attr.field(default=(), converter=tuple)  #: name, start, end of each
     parent: str = ""
@@ -241,7 +250,7 @@ class BuildRecord(_Stored):
     @property
     def package(self) -> str:
         """The package's name; taken from the file name of the source rpm while no worker has read its header."""
-        return self.pkgname or self.srpm.rsplit("-", 2)[0]
+        return self.pkgname or validators.package_of(self.srpm)
 
     @property
     def attempt_start(self) -> float:
@@ -252,6 +261,11 @@ class BuildRecord(_Stored):
         if not self.skew:
             return self.started
         return next((each.heard for each in self.attempts if each.attempt == self.attempt), 0.0)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it has a cause."""
+        return self.status in FAILURES
 
     @property
     def duration(self) -> Optional[float]:
@@ -279,10 +293,15 @@ _IDENTITY = (
     "srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr", "parent",
     "batch",
 )  # fmt: skip
+#: Why a failure failed: what may be found again in its logs, and what is computed from that.
+EXPLANATION = ("first_error", "error_line", "error_log", "cause", "cause_text", "cause_version")
+#: What compares a success or a failure with the package's previous result; a rejected build is neither.
+_COMPARISON = ("newly_failing", "fixed", "previous_build", "previous_evr")
 #: What one attempt is known by and resulted in.
 _ATTEMPT = (
     "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "logs_folder", "rpm_count",
-    "rpms", "first_error", "error_line", "error_log", "skipped", "phases", "skew", "at",
+    "rpms", "first_error", "error_line", "error_log", "cause", "cause_text", "cause_version", "skipped", "phases",
+    "skew", "at", *_COMPARISON,
 )  # fmt: skip
 _BLANK = {name: getattr(BuildRecord(), name) for name in _IDENTITY + _ATTEMPT}
 #: What is known of the last put of its job.
@@ -296,6 +315,8 @@ _PRECEDENCE = {
 _ATTEMPT_PRECEDENCE = {**_PRECEDENCE, Status.UNFIT: 2, Status.RETRIED: 2, Status.WAITING: 2, Status.OVERRIDE: 0}
 #: The status of a build of which only a claim is known.
 CLAIMED = "Claimed"
+#: The statuses of a build that has a cause.
+FAILURES = (Status.FAILED, Status.REJECTED)
 #: The statuses of a build that has a result; `Published` is stored as `Success`.
 OVER = tuple(status for status, rank in _PRECEDENCE.items() if rank > 1 and status != Status.PUBLISHED)
 
@@ -330,7 +351,7 @@ def apply_events(before: Mapping[str, BuildRecord], events: Iterable[BuildEvent]
     for event in events:
         if event.claimed and event.status != Status.PUBLISHED:
             continue  # a claimed `Rejected` is logged alone
-        after[event.key] = apply_event(after.get(event.key), event)
+        after[event.key] = with_cause(apply_event(after.get(event.key), event))
     return {key: record for key, record in after.items() if record != before.get(key)}
 
 
@@ -352,6 +373,8 @@ def apply_event(before: BuildRecord | None, event: BuildEvent) -> BuildRecord:
         loser = known if event_wins else news
         for name in _ATTEMPT:
             loser.pop(name, None)
+    if event.status == Status.REJECTED and event_wins:
+        known = {name: value for name, value in known.items() if name not in _COMPARISON}
     return _merge(before, news, known, event, event_wins=event_wins)
 
 
@@ -360,6 +383,23 @@ def _add_claim(before: BuildRecord | None, event: BuildEvent) -> BuildRecord:
     if before is None:
         return BuildRecord(**_values_of(event), status=CLAIMED, claimed=True)
     return before if before.published else attr.evolve(before, claimed=True)
+
+
+def with_cause(record: BuildRecord) -> BuildRecord:
+    """Return the record of a failure with its cause by this version of the rule; every other record as it is."""
+    if not record.is_failure or is_current(record):
+        return record
+    return attr.evolve(record, **cause_fields(cause_of(record)))
+
+
+def is_same_result(one: BuildRecord, other: BuildRecord) -> bool:
+    return (one.status, one.attempt) == (other.status, other.attempt)
+
+
+def explain_like(record: BuildRecord, other: BuildRecord) -> BuildRecord:
+    """Return the record with the error and the cause of another one of the same result, by this version of the rule."""
+    explained = attr.evolve(record, **{name: getattr(other, name) for name in EXPLANATION})
+    return with_cause(explained)
 
 
 def with_override(record: BuildRecord, comment: str) -> BuildRecord:

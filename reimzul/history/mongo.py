@@ -15,13 +15,26 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Optional
 
+import attr
 import pymongo
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.errors import translate_errors
+from reimzul.core.failure_cause import CAUSE_VERSION
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
+from reimzul.core.validators import package_of
 from reimzul.history import BuildFilter, History, HistoryUnavailable, is_pattern
-from reimzul.history.build_record import OVER, BuildRecord, BuildState, RefusalRecord, apply_events
+from reimzul.history.build_record import (
+    EXPLANATION,
+    FAILURES,
+    OVER,
+    BuildRecord,
+    BuildState,
+    RefusalRecord,
+    apply_events,
+    with_cause,
+)
+from reimzul.history.failed_build import FailedBuild
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.
 CONNECT_TIMEOUT_MS, REPLY_TIMEOUT_MS = 2_000, 10_000
@@ -37,6 +50,10 @@ _CHANGED = "changed"
 _COUNTER = {"_id": "notify_history.changed"}
 #: Documents that are numbered at once where an earlier version has left them without.
 _NUMBER_BATCH = 1_000
+#: Failures whose cause is not by this version of the rule; those of the original have no build id, and stay.
+_OLD_CAUSES = {
+    "status": {"$in": list(FAILURES)}, "build_id": {"$gt": ""}, "cause_version": {"$ne": CAUSE_VERSION},
+}  # fmt: skip
 _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
 
@@ -85,6 +102,40 @@ class MongoHistory(History):
 
     def find_unfinished(self) -> list[BuildRecord]:
         return list(self._find({"status": {"$in": [Status.QUEUED, Status.BUILDING]}}))
+
+    def iterate_failures(self, wanted: BuildFilter, cause: str = "") -> Iterator[FailedBuild]:
+        query = _query(attr.evolve(wanted, states=[BuildState.FAILED]))
+        about = {"cause_version": CAUSE_VERSION, "cause": _prefix(cause) if cause else {"$gt": ""}}
+        names = ["timestamp", "target", "pkgname", "srpm", *about]
+        with _translating_errors():
+            for found in self._builds.find({**query, **about}, projection=names):
+                build_id, _, arch = str(found["_id"]).partition(".")
+                package = found.get("pkgname") or package_of(found["srpm"])
+                yield FailedBuild(build_id, arch, found["timestamp"], found["target"], package, found["cause"])
+        for record in self._find({**query, "cause_version": {"$ne": CAUSE_VERSION}}):
+            if (failed := FailedBuild.from_record(record)).cause.startswith(cause):
+                yield failed
+
+    def count_old_causes(self) -> int:
+        with _translating_errors():
+            return self._builds.count_documents(_OLD_CAUSES)
+
+    def find_old_causes(self, limit: int) -> dict[str, BuildRecord]:
+        with _translating_errors():
+            found = list(self._builds.find(_OLD_CAUSES, limit=limit))
+            return {document["_id"]: BuildRecord.from_document(_to_plain(document)) for document in found}
+
+    def store_causes(self, records: Mapping[str, BuildRecord]) -> None:
+        if not records:
+            return
+        with _translating_errors():
+            first = self._take_numbers(len(records))
+            writes = []
+            for number, (key, record) in enumerate(records.items(), first):
+                same = {"_id": key, "status": record.status, "attempt": record.attempt or {"$in": ["", None]}}
+                explanation = {name: getattr(with_cause(record), name) for name in EXPLANATION}
+                writes.append(pymongo.UpdateOne(same, {"$set": {**explanation, _CHANGED: number}}))
+            self._builds.bulk_write(writes, ordered=False)
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         wanted = {"srpm": _prefix(f"{name}-"), "arch": arch, "status": Status.SUCCESS, "pkgname": name}
@@ -140,7 +191,10 @@ class MongoHistory(History):
         self._builds.create_index([(name, pymongo.ASCENDING) for name in ("srpm", "arch", "target")])
         self._refused.create_index([("at", pymongo.DESCENDING)])
         self._builds.create_index([(_CHANGED, pymongo.ASCENDING)])
+        self._builds.create_index([("cause", pymongo.ASCENDING), *_NEWEST], sparse=True)
         self._number_unnumbered()
+        while self._builds.find_one({**_OLD_CAUSES, "cause_version": None}, projection=["_id"]):
+            self.store_causes(self.find_old_causes(_NUMBER_BATCH))
         self._is_indexed = True
 
     def _number_unnumbered(self) -> None:

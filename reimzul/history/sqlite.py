@@ -19,7 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
 
+import attr
+
 from reimzul.core.errors import translate_errors
+from reimzul.core.failure_cause import CAUSE_VERSION
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.core.sqlite import (
     has_table,
@@ -39,7 +42,19 @@ from reimzul.history import (
     NoHistory,
     is_pattern,
 )
-from reimzul.history.build_record import OVER, BuildRecord, BuildState, RefusalRecord, apply_events, with_override
+from reimzul.history.build_record import (
+    FAILURES,
+    OVER,
+    BuildRecord,
+    BuildState,
+    RefusalRecord,
+    apply_events,
+    explain_like,
+    is_same_result,
+    with_cause,
+    with_override,
+)
+from reimzul.history.failed_build import FailedBuild
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +63,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS builds (
     key TEXT PRIMARY KEY, timestamp TEXT NOT NULL, status TEXT NOT NULL, target TEXT NOT NULL, arch TEXT NOT NULL,
     srpm TEXT NOT NULL, submitter TEXT NOT NULL, published REAL NOT NULL, latest INTEGER NOT NULL,
-    document TEXT NOT NULL, changed INTEGER NOT NULL DEFAULT 0
+    document TEXT NOT NULL, changed INTEGER NOT NULL DEFAULT 0, cause TEXT NOT NULL DEFAULT '',
+    cause_version INTEGER NOT NULL DEFAULT 0, package TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS builds_newest ON builds
     (timestamp, key, status, target, arch, srpm, submitter, published);
@@ -68,11 +84,23 @@ ALTER TABLE builds ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
 UPDATE builds SET changed = rowid;
 COMMIT;
 """
+#: The columns of a failure's cause, empty for all other builds; a file of an earlier version has none.
+_CAUSE_COLUMNS = {
+    "cause": "TEXT NOT NULL DEFAULT ''", "cause_version": "INTEGER NOT NULL DEFAULT 0",
+    "package": "TEXT NOT NULL DEFAULT ''",
+}  # fmt: skip
+#: Answers `iterate_failures` alone.
+_INDEX_CAUSE = """
+CREATE INDEX IF NOT EXISTS builds_cause ON builds
+    (cause, timestamp, key, status, target, arch, srpm, submitter, cause_version, package) WHERE cause <> ''
+"""
+_OLD_CAUSES = "FROM builds INDEXED BY builds_cause WHERE cause <> '' AND cause_version <> ?"
 _INDEX_CHANGED = "CREATE INDEX IF NOT EXISTS builds_changed ON builds (changed)"
 # as a blob: a text that is not UTF-8 would fail the whole query
 _SELECT = "SELECT key, CAST(document AS BLOB), latest FROM builds"
 _OVER = ", ".join(f"'{status}'" for status in OVER)
-_UPSERT = f"INSERT OR REPLACE INTO builds VALUES ({', '.join('?' * (len(_COLUMNS) + 3))})"
+_ROW = ("key", *_COLUMNS[:-1], "latest", "document", "changed", *_CAUSE_COLUMNS)
+_UPSERT = f"INSERT OR REPLACE INTO builds ({', '.join(_ROW)}) VALUES ({', '.join('?' * len(_ROW))})"
 _LAST_CHANGE = "SELECT coalesce(max(changed), 0) FROM builds"
 _NEWEST_FIRST = "ORDER BY timestamp DESC, key DESC"
 _NEWEST = f"""
@@ -93,6 +121,7 @@ class SqliteHistory(History):
         self._path = path_of(url)
         with self._translating_errors():
             self._db = self._open_to_read() if reading else _open_to_write(self._path)
+            self._has_causes = "cause" in _list_columns(self._db)
 
     def record(self, events: Sequence[Event]) -> None:
         builds = [event for event in events if isinstance(event, BuildEvent)]
@@ -119,6 +148,47 @@ class SqliteHistory(History):
 
     def find_unfinished(self) -> list[BuildRecord]:
         return list(self._select("WHERE status IN ('Queued', 'Held', 'Building')"))
+
+    def iterate_failures(self, wanted: BuildFilter, cause: str = "") -> Iterator[FailedBuild]:
+        where, values = _where_clause(attr.evolve(wanted, states=[BuildState.FAILED]))
+        with self._translating_errors():
+            if self._has_causes:
+                yield from self._iterate_index(where, values, cause)
+                where, values = f"{where} AND rowid IN (SELECT rowid {_OLD_CAUSES})", [*values, CAUSE_VERSION]
+            for key, record in self._readable(self._db.execute(f"{_SELECT} {where}", values)):
+                failed = attr.evolve(FailedBuild.from_record(record), build_id=key.partition(".")[0])
+                if failed.cause.startswith(cause):
+                    yield failed
+
+    def _iterate_index(self, where: str, values: Sequence[object], cause: str) -> Iterator[FailedBuild]:
+        """Yield the failures whose cause is by this version of the rule."""
+        term, prefixes = _prefix_term("cause", cause)
+        current = f"{where} AND cause <> '' AND cause_version = ? AND {term}"
+        query = f"SELECT key, timestamp, target, package, cause FROM builds INDEXED BY builds_cause {current}"
+        for key, *about in self._db.execute(query, [*values, CAUSE_VERSION, *prefixes]):
+            build_id, _, arch = key.partition(".")
+            yield FailedBuild(build_id, arch, *about)
+
+    def count_old_causes(self) -> int:
+        with self._translating_errors():
+            return int(self._db.execute(f"SELECT count(*) {_OLD_CAUSES}", [CAUSE_VERSION]).fetchone()[0])
+
+    def find_old_causes(self, limit: int) -> dict[str, BuildRecord]:
+        with self._translating_errors():
+            while True:
+                rows = self._db.execute(f"SELECT key {_OLD_CAUSES} LIMIT ?", [CAUSE_VERSION, limit]).fetchall()
+                found = self._load_records([key for (key,) in rows])
+                damaged = [(CAUSE_VERSION, key) for (key,) in rows if key not in found]
+                # nothing can be stored in those, and they must not hold up the others
+                self._db.executemany("UPDATE builds SET cause_version = ? WHERE key = ?", damaged)
+                if found or not rows:
+                    return found
+
+    def store_causes(self, records: Mapping[str, BuildRecord]) -> None:
+        with self._translating_errors(), transaction(self._db):
+            known = self._load_records(records)
+            same = {key: each for key, each in known.items() if is_same_result(each, records[key])}
+            self._write_records({key: explain_like(each, records[key]) for key, each in same.items()})
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         # The index finds source rpms whose names begin with the package's; those of other packages are skipped.
@@ -198,7 +268,7 @@ class SqliteHistory(History):
             document = 1 + len(_COLUMNS)  # a file of an earlier version has no columns after it
             rows = ((row[0], row[document], row[document - 1]) for row in readable_rows(db, "builds"))
             for key, record in self._readable(rows):
-                self._write_records({key: record})
+                self._write_records({key: with_cause(record)})
             query = f"SELECT DISTINCT srpm, arch, target FROM builds WHERE status IN ({_OVER})"
             for group in self._db.execute(query).fetchall():  # a group's latest build may be lost
                 self._mark_latest(*group)
@@ -218,7 +288,10 @@ class SqliteHistory(History):
     def _write_records(self, records: Mapping[str, BuildRecord]) -> None:
         """Write records, each with a number of its own: the order of writes that `find_changed` reads."""
         first = self.last_change() + 1
-        rows = [(*_to_row(key, record), number) for number, (key, record) in enumerate(records.items(), first)]
+        rows = [
+            (*_to_row(key, record), number, *_cause_values(record))
+            for number, (key, record) in enumerate(records.items(), first)
+        ]
         self._db.executemany(_UPSERT, rows)
         members = [(record.batch, key) for key, record in records.items() if record.batch]
         self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", members)
@@ -238,11 +311,48 @@ def _open_to_write(path: Path) -> sqlite3.Connection:
     # the jobs of recorded events are deleted next, so a power cut must not lose the commit (synchronous=FULL)
     with contextlib.ExitStack() as opened:
         db = opened.enter_context(contextlib.closing(open_database(path, _SCHEMA, synchronous="FULL")))
-        if "changed" not in {column[1] for column in db.execute("PRAGMA table_info(builds)")}:
+        columns = _list_columns(db)
+        if "changed" not in columns:
             db.executescript(_ADD_CHANGED)
+        if "package" not in columns:
+            _add_causes(db)
         db.execute(_INDEX_CHANGED)
+        db.execute(_INDEX_CAUSE)
         opened.pop_all()  # it stays open
     return db
+
+
+def _list_columns(db: sqlite3.Connection) -> set[str]:
+    return {column[1] for column in db.execute("PRAGMA table_info(builds)")}
+
+
+def _add_causes(db: sqlite3.Connection) -> None:
+    """Add the columns of causes to a file of an earlier version, and compute the causes of its failures.
+
+    The builds' numbers stay: they are shown as before.
+    """
+    with transaction(db):
+        for name, kind in _CAUSE_COLUMNS.items():
+            db.execute(f"ALTER TABLE builds ADD COLUMN {name} {kind}")
+        failed = db.execute(f"SELECT key FROM builds WHERE status IN ({', '.join('?' * len(FAILURES))})", FAILURES)
+        for (key,) in failed.fetchall():
+            (document,) = db.execute("SELECT CAST(document AS BLOB) FROM builds WHERE key = ?", [key]).fetchone()
+            try:
+                record = with_cause(_from_row(document, 0))
+            except (ValueError, TypeError, AttributeError):
+                continue  # the record is damaged, which its readers log
+            values = (json.dumps(record.to_document()), *_cause_values(record), key)
+            db.execute(
+                "UPDATE builds SET document = ?, cause = ?, cause_version = ?, package = ? WHERE key = ?", values
+            )
+        db.execute(_INDEX_CAUSE)  # in the same step: a reader that finds the columns asks the index
+
+
+def _cause_values(record: BuildRecord) -> tuple[str, int, str]:
+    """Return the values of the columns of causes."""
+    if not record.is_failure:
+        return "", 0, ""
+    return record.cause, record.cause_version, record.package
 
 
 def path_of(url: str) -> Path:
@@ -283,7 +393,7 @@ def _from_row(document: str | bytes, latest: int) -> BuildRecord:
     return BuildRecord.from_document({**json.loads(document), "latest_build": latest != 0})
 
 
-def _where_clause(wanted: BuildFilter) -> tuple[str, list[str]]:
+def _where_clause(wanted: BuildFilter) -> tuple[str, list[Any]]:
     terms: list[tuple[str, list[str]]] = []
     if wanted.states is not None:
         terms.append(_state_term(wanted))

@@ -244,6 +244,7 @@ class Formatter:
         if not all(isinstance(raw.get(key), str) for key in ("status", "srpm", "arch")):
             return None
         result = {key: _clean(raw.get(key)) for key in _KEYS}
+        result["change"] = "newly failing" if raw.get("newly_failing") is True else "fixed" * (raw.get("fixed") is True)
         message_id = raw.get("id")
         return IrcMessage(
             id=message_id if isinstance(message_id, str) else "/".join(result.values()),
@@ -266,10 +267,11 @@ class Formatter:
         if self.settings.colours:
             status = f"{_GREEN if status == 'Success' else _RED}{status}{_PLAIN}"
         reason = f", {result['reason']}" if result["reason"] else ""
+        change = f", {result['change']}" if result["change"] else ""
         submitter = f" ({result['submitter']})" if result["submitter"] else ""
         where = result["page"] or describe_folder(result["url"], result["place"])
         url = f" {where}" if where else ""
-        text = f"{status}: {result['srpm']} on {result['arch']} for {result['target']}{submitter}{reason}"
+        text = f"{status}{change}: {result['srpm']} on {result['arch']} for {result['target']}{submitter}{reason}"
         # half a URL leads nowhere: a line that is too long is cut before it
         return _truncate(_truncate(text, MAX_BYTES - len(url.encode("utf-8"))) + url, MAX_BYTES)
 

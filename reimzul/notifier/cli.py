@@ -14,6 +14,7 @@ from reimzul.core.settings import Settings
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup, SourceCleanup
 from reimzul.notifier.outbox import Outbox
+from reimzul.notifier.package_results import ResultSeed
 from reimzul.notifier.quarantine import Quarantine, QuarantineRules
 from reimzul.notifier.sinks import enabled_sinks
 
@@ -40,6 +41,7 @@ def command(settings: Settings) -> None:
         [
             RefusalCleanup(connect, settings.history.url, settings.history.refused_days),
             SourceCleanup(folder=settings.incoming.folder, url=settings.history.url, days=settings.incoming.keep_days),
+            ResultSeed(settings.notifier.ledger, settings.history.url),
         ],
         make_quarantine(settings),
         EventKeys.load(settings.farm.event_keys),

@@ -17,6 +17,7 @@ from reimzul.core.retry import LogThrottle
 from reimzul.notifier.delivery import Sink, SinkPool
 from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, RefusalCleanup, SourceCleanup, correct_clock
 from reimzul.notifier.outbox import Outbox
+from reimzul.notifier.package_results import ResultSeed
 from reimzul.notifier.quarantine import Quarantine
 
 #: Seconds between two commits, unless a whole batch waits or an event is urgent: under load a commit costs more than
@@ -37,7 +38,7 @@ class Notifier(Daemon[NotifyMessage]):
         outbox: Outbox,
         sinks: Iterable[Sink],
         heartbeats: HeartbeatIntake,
-        cleanups: Iterable[RefusalCleanup | SourceCleanup],
+        cleanups: Iterable[RefusalCleanup | SourceCleanup | ResultSeed],
         quarantine: Quarantine | None,
         event_keys: EventKeys = NO_KEYS,
     ) -> None:

@@ -2,7 +2,8 @@
 """The outbox: a SQLite file with every event and, for each sink, whether the sink has it.
 
 The daemon's thread writes an event and a delivery for each sink in one synced commit, and deletes the event's job
-after that. Which result of a leg holds is decided in the same commit, once for all sinks. The thread of a sink marks a
+after that. Which result of a leg holds is decided in the same commit, once for all sinks, and how it differs from the
+package's last result (`package_results.py`). The thread of a sink marks a
 delivery as `begun` before it asks the sink, and as `done` when the sink has the event.
 
 If the notifier is killed before the commit, the job comes again. If it is killed between the commit and the deletion
@@ -42,6 +43,8 @@ from reimzul.history.result_rules import (
     resulting_status,
     with_implied,
 )
+from reimzul.notifier.package_results import SCHEMA as PACKAGE_RESULTS_SCHEMA
+from reimzul.notifier.package_results import PackageResults
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +128,8 @@ class Outbox:
     def _prepare(self, damaged: Path | None) -> None:
         if self._db.execute("PRAGMA user_version").fetchone()[0] > _VERSION:
             raise ReimzulError(f"{self.path}: the schema is newer than version {_VERSION}, which this reimzul knows")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(_SCHEMA + PACKAGE_RESULTS_SCHEMA)
+        self._results = PackageResults(self._db)
         self._has_told = has_table(self._db, "told")
         if damaged is not None:
             self._salvage(damaged)
@@ -145,7 +149,7 @@ class Outbox:
             known = self._read_known(list({event.key for event in events}))
             for event in events:
                 if self._admit(event, known):
-                    for part in with_implied(event):
+                    for part in with_implied(self._results.annotate(event)):
                         self._add(part, sinks_for(part), known, new)
         return new
 
@@ -183,6 +187,7 @@ class Outbox:
             self._db.execute(f"DELETE FROM delivery WHERE seq IN ({old})", before)
             self._db.execute("DELETE FROM event WHERE at < ? AND body = ''", before)
             self._db.execute("DELETE FROM verdict WHERE at < ?", before)
+            self._results.purge(*before)
             queued = self._db.execute("SELECT key, event FROM queued WHERE at < ?", before).fetchall()
             gone = [(key,) for key, text in queued if not BuildEvent.decode(text.encode()).held]
             self._db.executemany("DELETE FROM queued WHERE key = ?", gone)

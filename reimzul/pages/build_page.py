@@ -9,8 +9,9 @@ from typing import Any, Optional
 
 import attr
 
-from reimzul.core.failure_cause import FailureCause, find_cause
+from reimzul.core.failure_cause import FailureCause, cause_of
 from reimzul.core.manifest import File
+from reimzul.core.package_change import describe_change
 from reimzul.core.store_paths import leg_key
 from reimzul.core.validators import make_printable
 from reimzul.history import BuildFilter, BuildRecord
@@ -50,6 +51,10 @@ class LegView:
     usual: Optional[float]
     files: Optional[Sequence[File]]  #: None: it has none in the store
     files_note: str  #: why there are none
+
+    @property
+    def change(self) -> str:
+        return describe_change(self.leg)
 
     @property
     def error_lines(self) -> Iterator[tuple[str, bool]]:
@@ -135,7 +140,7 @@ def _make_view(sources: PageSources, leg: BuildRecord) -> LegView:
     files, note = _find_files(sources, leg)
     return LegView(
         leg=leg,
-        cause=find_cause(leg.reason, leg.error_line, leg.package) if leg.state in FAILURES else None,
+        cause=cause_of(leg) if leg.state in FAILURES else None,
         attempts=attempts,
         usual=sources.usual_duration(leg.package, leg.arch, leg_key(leg.build_id, leg.arch)),
         files=files,

@@ -21,14 +21,14 @@ from typing import Any, Optional
 import attr
 
 from reimzul.core.errors import ReimzulError, translate_errors
-from reimzul.core.failure_cause import find_cause
+from reimzul.core.failure_cause import CAUSE_VERSION, cause_of
 from reimzul.core.sqlite import open_database, transaction
 from reimzul.core.store_paths import leg_key
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
 
-#: Changed whenever the tables are: a file of another version is made again.
-_VERSION = 4
+#: Changed whenever the tables are, and with the rule of causes: a file of another version is made again.
+_VERSION = 4 + 1_000 * (CAUSE_VERSION - 1)
 FAILURES = (BuildState.FAILED, BuildState.REJECTED)
 SUCCESSES = (BuildState.PUBLISHED, BuildState.BUILT)
 _SCHEMA = """
@@ -121,7 +121,7 @@ class BuildRow:
     @classmethod
     def from_record(cls, record: BuildRecord) -> BuildRow:
         key = leg_key(record.build_id, record.arch)
-        cause = find_cause(record.reason, record.error_line, record.package) if record.state in FAILURES else None
+        cause = cause_of(record) if record.state in FAILURES else None
         return cls(
             key=key,
             position=record.timestamp + key,

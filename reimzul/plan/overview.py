@@ -95,6 +95,8 @@ def _find_cause(reason: str, error_line: str, package: str) -> FailureCause:
 
 def cause_of_member(progress: MemberProgress) -> FailureCause:
     """Return the cause of a member's failure; the same as that of its build in `reimzul causes`."""
+    if progress.cause is not None:
+        return progress.cause
     return _find_cause(progress.reason, progress.error_line, progress.member.name.removesuffix(SEED_SUFFIX))
 
 

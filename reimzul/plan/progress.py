@@ -12,6 +12,7 @@ from typing import Optional
 
 import attr
 
+from reimzul.core.failure_cause import FailureCause
 from reimzul.core.message import Status
 from reimzul.plan.document import Member
 
@@ -71,6 +72,7 @@ class MemberProgress:
     vain_attempts: set[str] = attr.field(factory=set)  #: those in which a leg missed again what it was released for
     reason: str = ""  #: why it failed, or ended
     error_line: str = ""  #: the line of its logs that names the cause of its failure
+    cause: Optional[FailureCause] = None  #: of its failure, as its event has it
     builder: str = ""  #: of its newest attempt
     place: str = ""  #: of its main leg, in the store
     stale: str = ""  #: why it has to be built again, though it is published
@@ -151,6 +153,7 @@ class MemberProgress:
         self.is_cancelling = False
         self.reason = self.stale = self.attempt = self.cancel_reason = ""
         self.error_line = self.builder = self.place = ""
+        self.cause = None
 
     def forget_results(self, kept: Iterable[str] = ()) -> None:
         """Forget the results of legs except those with one of the kept states, and who ended the build."""

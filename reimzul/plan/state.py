@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
 from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind, is_conflict
+from reimzul.core.failure_cause import cause_of, is_current
 from reimzul.core.message import NAMESPACE, BuildEvent, Status
 from reimzul.plan.document import Plan
 from reimzul.plan.journal import Entry, EntryKind
@@ -197,6 +198,7 @@ class BatchState:
             return
         state = entry["state"]
         progress.reason, progress.at, progress.is_wanted = entry["reason"], entry["at"], False
+        progress.cause = None
         progress.end_state, progress.ended_at = state, entry["at"]
         progress.ended_legs = tuple(progress.list_unfinished())
         of_leg = MemberState.CANCELLED if state == MemberState.SKIPPED else state
@@ -271,6 +273,7 @@ class BatchState:
             progress.place = event.place or progress.place
         if STATE_OF_STATUS[event.status] in MemberState.BROKEN:
             progress.reason, progress.error_line = event.reason, event.error_line
+            progress.cause = cause_of(event) if is_current(event) else None
 
     def _count_failures(self, progress: MemberProgress) -> None:
         if progress.state == MemberState.FAILED:
@@ -378,6 +381,7 @@ class BatchState:
     def _want_build(self, progress: MemberProgress, disttag: str) -> None:
         progress.is_wanted, progress.disttag, progress.is_forced, progress.is_skipped = True, disttag, False, False
         progress.cancel_reason = progress.reason = progress.error_line = ""
+        progress.cause = None
         progress.forget_results()
         progress.forget_queue()
         self._set_state(progress, MemberState.HELD)

@@ -22,6 +22,7 @@ from typing import Callable, TypeVar, Union
 import attr
 
 from reimzul.core.arch import Arches
+from reimzul.core.error_extractor import FirstError, find_first_error
 from reimzul.core.errors import (
     InputError,
     InvalidMessage,
@@ -31,6 +32,7 @@ from reimzul.core.errors import (
     RetryLater,
     ShutdownRequested,
 )
+from reimzul.core.failure_cause import is_in_logs
 from reimzul.core.formatting import format_time
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
@@ -40,10 +42,9 @@ from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.download import Downloader
-from reimzul.worker.error_extractor import FirstError, find_first_error
 from reimzul.worker.mock import Mock, complete_logs, read_state_log
 from reimzul.worker.mock_config import CheckoutState, MockConfigRepo
-from reimzul.worker.mock_result import Fault, MockResult, is_timeout
+from reimzul.worker.mock_result import Fault, MockResult
 from reimzul.worker.model import AttemptSpec, BuilderFault, Leg, order_legs, skip_reason
 from reimzul.worker.unmet import describe_missing
 from reimzul.worker.upload import LogStreamer, Uploader, make_manifest, prune_results, read_tail
@@ -107,6 +108,7 @@ class BuildAttempt:
         self.announced: set[str] = set()  #: the arches whose result was announced
         self._failed: set[str] = set()  #: those of them that failed
         self.kept_logs: dict[str, str] = {}  #: arch -> URL of the logs of a leg without result
+        self._first_errors: dict[str, FirstError] = {}  #: arch -> the first error of a leg that failed
         self.error_logs: dict[str, str] = {}  #: arch -> which log of such a leg has the cause
         self._end = threading.Event()
         self._is_stopping = False
@@ -318,6 +320,9 @@ class BuildAttempt:
     ) -> Callable[[], Manifest]:
         """What makes the manifest, by hashing, of a leg that has ended; its results do not change any more."""
         prune_results(leg, result)
+        first = FirstError()
+        if not status and result.fault is not Fault.NONE:
+            first = self._first_errors[leg.arch] = self._find_failure_error(leg, result.reason, code)
         return functools.partial(
             make_manifest,
             leg,
@@ -328,6 +333,7 @@ class BuildAttempt:
             finished=round(time.time(), 3),
             status=status,
             phases=self.progress.phases_of_leg(leg.arch, leg.results),
+            error_line=first.line,
         )
 
     def _keep_logs(self, leg: Leg, status: str, why: str, code: int | None = None) -> None:
@@ -360,7 +366,7 @@ class BuildAttempt:
 
     def _result_event(self, leg: Leg, manifest: Manifest, note: str) -> BuildEvent:
         names = [file.name for file in manifest.rpm_files]
-        first = FirstError() if manifest.status == Status.SUCCESS else self._failure_cause(leg, manifest)
+        first = self._first_errors.get(leg.arch, FirstError())
         place = manifest.place()
         return leg.event(
             manifest.status,
@@ -379,21 +385,22 @@ class BuildAttempt:
             first_error=first.text,
             error_line=first.line,
             error_log=first.log,
+            cause=manifest.cause,
+            cause_text=manifest.cause_text,
+            cause_version=manifest.cause_version,
             root_log=read_tail(leg.results / "root.log", 30, 8_000),
             build_log=read_tail(leg.results / "build.log", 80, 24_000),
         )
 
-    def _failure_cause(self, leg: Leg, manifest: Manifest) -> FirstError:
+    def _find_failure_error(self, leg: Leg, reason: str, exit_code: int | None) -> FirstError:
         """The first error of a failed leg: where no builder could build it, that of the last attempt.
 
         A build that was ended for its time has none, nor has one for which mock was not run.
         """
-        if manifest.reason.startswith(NO_BUILDER) and self.final_failure_reason:
+        if reason.startswith(NO_BUILDER) and self.final_failure_reason:
             last = self.attempt.request.builder_faults[-1]
             return FirstError(last.first_error, last.error_line)
-        if manifest.exit_code is None or is_timeout(manifest.reason):
-            return FirstError()
-        return self._find_first_error(leg)
+        return self._find_first_error(leg) if is_in_logs(reason, exit_code) else FirstError()
 
     def _find_first_error(self, leg: Leg) -> FirstError:
         return find_first_error(leg.results / "build.log", leg.results / "root.log", self._stop)

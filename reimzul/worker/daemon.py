@@ -23,6 +23,7 @@ from reimzul.core.beanstalk import HELD_SECONDS, Broker, ReservedJob, Tube, arch
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
+from reimzul.core.error_extractor import FirstError
 from reimzul.core.errors import (
     BrokerUnavailable,
     InvalidMessage,
@@ -55,7 +56,6 @@ from reimzul.worker.build import (
     parse_srpm_name,
 )
 from reimzul.worker.download import SourceDelayed
-from reimzul.worker.error_extractor import FirstError
 from reimzul.worker.job_session import ControlPoller, JobSession
 from reimzul.worker.mock_config import ConfigPuller, MockConfigRepo
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace

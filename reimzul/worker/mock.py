@@ -27,10 +27,10 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
+from reimzul.core.log_reader import read_end
 from reimzul.core.message import Phase
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
-from reimzul.worker.log_reader import read_end
 from reimzul.worker.mock_config import MockConfigRepo, redact_credentials
 from reimzul.worker.mock_result import (
     STATE_LOG_BYTES,

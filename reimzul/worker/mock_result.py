@@ -19,9 +19,9 @@ from pathlib import Path
 import attr
 
 from reimzul.core import validators
+from reimzul.core.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNRESOLVED_HEAD, match_until
+from reimzul.core.log_reader import cut_lines, read_end
 from reimzul.core.mock_exit_codes import HOST_FAULT_CODES
-from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNRESOLVED_HEAD, match_until
-from reimzul.worker.log_reader import cut_lines, read_end
 from reimzul.worker.unmet import UnmetRequirements, find_unmet
 
 #: Bytes of a state.log that are read: they have some 2 kB.
@@ -98,11 +98,6 @@ def classify(code: int, results: Path) -> MockResult:
     if result.fault in (Fault.NONE, Fault.PACKAGE) and code not in (11, 40):
         result = _find_skipped_repo(read_failures(_read_log(results / "root.log"))) or result
     return _find_full_disk(results) or result if result.fault in (Fault.PACKAGE, Fault.NOBODY) else result
-
-
-def is_timeout(reason: str) -> bool:
-    """Whether a result's reason is that the build was ended for its time: no line of a log is the cause of that."""
-    return reason.endswith(("(build_timeout)", "(stall_timeout)"))
 
 
 def rpmbuild_started(results: Path) -> bool:

@@ -20,11 +20,11 @@ from typing import Any, Callable
 import attr
 
 from reimzul.core.arch import NOARCH, Arches
+from reimzul.core.error_extractor import FirstError
 from reimzul.core.errors import ConfigError, ReimzulError, describe_os_error
 from reimzul.core.fs import folder_lock
 from reimzul.core.message import BuildEvent, BuildRequest, event_for
 from reimzul.core.rpm_header import Header
-from reimzul.worker.error_extractor import FirstError
 
 log = logging.getLogger(__name__)
 

@@ -32,10 +32,10 @@ import attr
 
 from reimzul.core.errors import ConfigError, ReimzulError, ShutdownRequested, TimedOut
 from reimzul.core.fs import file_lock, write_atomic
+from reimzul.core.log_reader import read_end
 from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
 from reimzul.core.process import output_of, run
 from reimzul.core.retry import CancelToken
-from reimzul.worker.log_reader import read_end
 from reimzul.worker.mock_config import MockConfigRepo, digest_rendered
 from reimzul.worker.mock_result import STATE_LOG_BYTES
 

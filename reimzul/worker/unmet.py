@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import attr
 
 from reimzul.core.batch_message import CONFLICT_PREFIX, is_conflict
+from reimzul.core.error_patterns import UNPROVIDED
 from reimzul.core.message import MAX_MISSING, BuildRequest
-from reimzul.worker.error_patterns import UNPROVIDED
 
 _UNPROVIDED = re.compile(UNPROVIDED, re.MULTILINE)
 #: Messages by which libsolv gives up although packages exist.

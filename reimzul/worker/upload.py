@@ -20,14 +20,15 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError
+from reimzul.core.failure_cause import cause_fields, find_cause
 from reimzul.core.heartbeat import ErrorLog
+from reimzul.core.log_reader import read_end
 from reimzul.core.manifest import File, Manifest, sha256_of
-from reimzul.core.message import Phase, Status
+from reimzul.core.message import MAX_ERROR_LINE, Phase, Status
 from reimzul.core.process import run
 from reimzul.core.retry import Backoff, CancelToken, LogThrottle
 from reimzul.core.rpm_header import read_header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.worker.log_reader import read_end
 from reimzul.worker.mock_result import Fault, MockResult
 from reimzul.worker.model import Leg
 
@@ -167,8 +168,10 @@ def make_manifest(
     finished: float,
     status: str = "",
     phases: Sequence[Phase] = (),
+    error_line: str = "",
 ) -> Manifest:
-    return Manifest(
+    """Make the manifest; `error_line` is the line of a failed leg's logs that names the cause, as its event has it."""
+    manifest = Manifest(
         request=leg.attempt.request,
         arch=leg.arch,
         attempt=leg.attempt.token,
@@ -193,6 +196,10 @@ def make_manifest(
         skipped=dict(leg.skipped),
         phases=tuple(phases),
     )
+    if manifest.status != Status.FAILED:
+        return manifest
+    cause = find_cause(manifest.reason, validators.line(MAX_ERROR_LINE)(error_line), manifest.pkgname)
+    return attr.evolve(manifest, **cause_fields(cause))
 
 
 def read_tail(path: Path, lines: int, limit: int) -> str:

@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pymongo
 import pytest
 
+from reimzul.core.failure_cause import find_cause
 from reimzul.history import BuildFilter, History, HistoryUnavailable, open_history
 from tests.conftest import free_port
 from tests.events import event
@@ -51,6 +52,16 @@ def history(mongo: Mongo, collection: Any) -> Iterator[History]:
     opened = open_history(mongo.url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def age_causes(collection: Any) -> Callable[[], None]:
+    """Have all causes stored by version 0 of the rule."""
+
+    def age() -> None:
+        collection.update_many({"cause": {"$gt": ""}}, {"$set": {"cause": "00000000", "cause_version": 0}})
+
+    return age
 
 
 class TestMongo(HistoryContract):
@@ -149,3 +160,31 @@ def test_the_builds_of_an_earlier_version_are_numbered_and_the_originals_are_lef
     assert sorted(record.timestamp for _, record in found) == sorted(event("Queued", n).timestamp for n in (1, 2, 3))
     assert "changed" not in collection.find_one({"srpm": "old-1-1.el7.src.rpm"})
     upgraded.close()
+
+
+def test_the_failures_of_an_earlier_version_get_their_causes(history: History, collection: Any, mongo: Mongo) -> None:
+    history.record([event("Failed", 1, reason="%build failed"), event("Success", 2)])
+    names = (
+        "attempt",
+        "cause",
+        "cause_text",
+        "cause_version",
+        "newly_failing",
+        "fixed",
+        "previous_build",
+        "previous_evr",
+    )
+    collection.update_many({}, {"$unset": dict.fromkeys(names, "")})
+    original = {"srpm": "old-1-1.src.rpm", "arch": "i386", "target": "c7", "status": "Failed"}
+    collection.insert_one({**original, "timestamp": "20200101000000"})
+    cause = find_cause("%build failed", "").id
+    reader = open_history(mongo.url, reading=True)
+    assert {each.cause for each in reader.iterate_failures(BuildFilter())} == {cause, find_cause("", "").id}
+    reader.close()
+    writer = open_history(mongo.url)
+    writer.record([event("Queued", 3)])
+    assert [each.cause for each in writer.find_builds(BuildFilter(arch="x86_64", states=["failed"]), 10)] == [cause]
+    assert writer.count_old_causes() == 0
+    writer.close()
+    assert "cause" not in collection.find_one({"srpm": "old-1-1.src.rpm"}), "the original's documents stay as they are"
+    assert any(index["key"][0][0] == "cause" for index in collection.index_information().values())

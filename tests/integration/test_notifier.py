@@ -8,14 +8,16 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reimzul.core.beanstalk import NOTIFY, Broker
+from reimzul.core.failure_cause import find_cause
 from reimzul.core.message import WorkerHeartbeat
 from reimzul.history.workers import WorkerStore
 from tests.conftest import Beanstalkd, free_port
-from tests.events import event
+from tests.events import build_id, event
 from tests.mongo import mongo_or_say_so
 from tests.mosquitto import Authority, Mosquitto, Watcher
 from tests.notifier import EVENTS, RESULTS, Running, ids, is_taken
@@ -56,6 +58,35 @@ def test_every_sink_is_told_of_every_event_once(
         ("Success", "01"),
         ("Failed", "02"),
     ]
+
+
+def test_a_failure_is_announced_and_recorded_with_its_cause_and_as_newly_failing(
+    notifier: Running, broker: Broker, mosquitto: Mosquitto, watcher: Watcher
+) -> None:
+    notifier.with_mqtt(mosquitto)
+    notifier.start()
+    broker.announce(event("Success", 1))
+    lie: dict[str, Any] = {"newly_failing": False, "fixed": True, "previous_build": build_id(9)}
+    for told in (event("Failed", 2, reason="%build failed", **lie), event("Failed", 3), event("Published", 4)):
+        broker.announce(told)
+    until(lambda: len(watcher.heard(RESULTS)) >= 4, 15, "all is published")
+    until(notifier.is_done(broker), 10, "all jobs are done")
+    newly, again, fixed = watcher.heard(RESULTS)[1:4]
+    cause = find_cause("%build failed", "")
+    assert (newly["cause"], newly["cause_text"]) == (cause.id, cause.text)
+    assert (newly["newly_failing"], newly["previous_build"], "fixed" in newly) == (True, build_id(1), False)
+    assert (again["newly_failing"], again["previous_build"]) == (False, build_id(2))
+    assert (fixed["fixed"], fixed["previous_build"]) == (True, build_id(3))
+    records = {each["build_id"]: each for each in notifier.builds()}
+    for number, heard in ((2, newly), (3, again), (4, fixed)):
+        names = ("cause", "cause_text", "previous_build", "previous_evr")
+        assert [records[build_id(number)][name] for name in names] == [heard[name] for name in names]
+    assert (records[build_id(2)]["newly_failing"], records[build_id(4)]["fixed"]) == (True, True)
+    notifier.signal(signal.SIGKILL)
+    notifier.start()
+    broker.announce(event("Published", 5))
+    until(notifier.is_done(broker), 10, "all jobs are done")
+    assert notifier.builds()[0]["fixed"] is False
 
 
 def test_what_comes_late_changes_nothing(notifier: Running, broker: Broker) -> None:

@@ -131,6 +131,15 @@ def test_causes_group_what_failed_alike(stand: PagesStand) -> None:
     assert f"causes.html#c-{first['cause']}" in stand.page(0).read_text()
 
 
+def test_a_page_says_what_is_newly_failing_and_what_is_fixed(stand: PagesStand) -> None:
+    now, before = time.time(), {"previous_build": build_id(9), "previous_evr": "1.1-1.el9"}
+    stand.record(*build_events(1, now - 90, "Failed", newly_failing=True, **before))
+    stand.record(*build_events(2, now - 80, "Failed", newly_failing=False, **before))
+    stand.render()
+    assert f"Newly failing; last built 1.1-1.el9 as build {build_id(9)[:8]}" in stand.page(1).read_text()
+    assert "ewly failing" not in stand.page(2).read_text()
+
+
 def test_a_worker_is_shown_with_what_it_does_and_why_it_does_nothing(stand: PagesStand) -> None:
     stand.beat("b1.example.org")
     stand.beat("b2.example.org", "drained", why="drained by johnny: new disk")

@@ -20,6 +20,7 @@ import pytest
 from devfarm.mockstub import PROGRAM
 from reimzul.core import control
 from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, cancel_tube, heartbeat_tube
+from reimzul.core.failure_cause import CAUSE_VERSION, find_cause
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import BuildRequest, FailedAttempt
 from tests import srpms
@@ -619,6 +620,7 @@ def test_a_stalled_build_is_ended_and_its_root_cleaned(host: Host, broker: Broke
     assert failed["reason"] == "nothing was written to its logs for 1 s (stall_timeout)"
     assert "first_error" not in failed
     assert "error_line" not in failed
+    assert failed["cause_text"] == failed["reason"]
     assert [call for call in host.mock.calls() if "--clean" in call and "--orphanskill" not in call]
     assert not processes(str(host.mock.path))
 
@@ -840,6 +842,9 @@ def test_a_build_that_no_builder_could_build_carries_the_last_first_error(
     assert failed["reason"] == f"no builder could build it: {hosts}: {words}"
     assert failed["error_line"] == "At least 159MB more space needed on the / filesystem."
     assert failed["error_line"] in failed["first_error"]
+    assert failed["cause"] == find_cause(failed["reason"], failed["error_line"], "time").id
+    (spool,) = (folder for folder in host.spool().values() if read_manifest(folder).status == "Failed")
+    assert read_manifest(spool).cause == failed["cause"]
 
 
 def test_logs_that_mock_packed_are_read_and_uploaded_unpacked(host: Host, broker: Broker, ears: Ears) -> None:
@@ -861,6 +866,10 @@ def test_logs_that_mock_packed_are_read_and_uploaded_unpacked(host: Host, broker
     assert failed["build_log"]
     assert [phase["name"] for phase in failed["phases"]][1] == "chroot init"
     (spool,) = host.spool().values()
+    cause = find_cause("%build failed", failed["error_line"], failed["pkgname"])
+    manifest = read_manifest(spool)
+    for stored in (manifest.to_json(), failed):
+        assert (stored["cause"], stored["cause_text"], stored["cause_version"]) == (cause.id, cause.text, CAUSE_VERSION)
     assert "nosuch.c" in (spool / "build.log").read_text()
     assert not list(spool.glob("*.gz"))
     (live,) = host.store.glob("live/*")

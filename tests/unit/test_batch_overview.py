@@ -10,6 +10,7 @@ import pytest
 from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.batch_message import OrderKind
 from reimzul.core.errors import InputError
+from reimzul.core.failure_cause import CAUSE_VERSION, find_cause
 from reimzul.core.message import decode_event
 from reimzul.plan import overview
 from reimzul.plan.announcements import announced_entry, find_announcements
@@ -76,6 +77,21 @@ def test_a_seed_fails_for_the_same_cause_as_its_package() -> None:
     batch.fail(key("gcc~seed"), "%build failed", "gcc: internal error")
     batch.fail(key("gcc"), "%build failed", "gcc: internal error")
     assert len(group_failures_by_cause(batch.state)) == 1
+
+
+def test_the_cause_that_a_members_event_has_counts_until_it_is_built_again() -> None:
+    batch = make_chain()
+    stored = {"cause": "5f0c12ab", "cause_text": "%build failed: as it was", "cause_version": CAUSE_VERSION}
+    for name, version in (("gcc", CAUSE_VERSION), ("tool", CAUSE_VERSION + 1)):
+        batch.release(key(name))
+        batch.announce(key(name), "Failed", reason="%build failed", **{**stored, "cause_version": version})
+    causes = {group.members[0].key: group.cause.id for group in group_failures_by_cause(batch.state)}
+    assert causes == {key("gcc"): "5f0c12ab", key("tool"): find_cause("%build failed", "").id}
+    batch.order(OrderKind.RETRY, key("gcc"))
+    batch.put_all()
+    batch.fail(key("gcc"), "%check failed")
+    causes = {group.members[0].key: group.cause.id for group in group_failures_by_cause(batch.state)}
+    assert causes[key("gcc")] == find_cause("%check failed", "").id
 
 
 def test_members_that_are_waited_for_are_listed_with_how_many_wait() -> None:

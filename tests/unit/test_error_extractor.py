@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reimzul.core.error_extractor import EXCERPT_CHARS, FirstError, find_first_error
+from reimzul.core.error_patterns import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
+from reimzul.core.log_reader import BLOCK_BYTES
 from reimzul.core.retry import CancelToken
-from reimzul.worker.error_extractor import EXCERPT_CHARS, FirstError, find_first_error
-from reimzul.worker.error_patterns import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
-from reimzul.worker.log_reader import BLOCK_BYTES
 from tests.unit.test_mock_result import MISSING, UNINSTALLABLE
 
 SAMPLES = Path(__file__).parents[1] / "samples"

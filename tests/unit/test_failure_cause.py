@@ -3,9 +3,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from reimzul.core.failure_cause import find_cause, missing_capabilities, normalize_line
+from reimzul.core.failure_cause import (
+    CAUSE_VERSION,
+    FailureCause,
+    cause_of,
+    find_cause,
+    missing_capabilities,
+    normalize_line,
+)
+from reimzul.history.build_record import BuildRecord
+from tests.events import event
 
 BUILD = "%build failed"
 
@@ -58,3 +69,25 @@ def test_without_a_line_the_reason_is_the_cause() -> None:
     assert find_cause("", "").text == "no reason was given"
     assert find_cause("rpmbuild -bs failed: line 3: Unknown tag", "").text == "rpmbuild -bs failed: line 3: Unknown tag"
     assert find_cause(BUILD, "").text == BUILD
+
+
+def test_a_stored_cause_counts_if_it_is_by_this_version_of_the_rule() -> None:
+    known: dict[str, Any] = {"reason": BUILD, "error_line": "error: x", "cause": "5f0c12ab", "cause_text": "as it was"}
+    stored = FailureCause("5f0c12ab", "as it was")
+    assert cause_of(event("Failed", **known, cause_version=CAUSE_VERSION)) == stored
+    assert cause_of(BuildRecord(**known, cause_version=CAUSE_VERSION)) == stored
+    for version in (0, CAUSE_VERSION + 1):
+        assert cause_of(event("Failed", **known, cause_version=version)) == find_cause(BUILD, "error: x", "time")
+    assert cause_of(event("Failed", reason=BUILD)) == find_cause(BUILD, "")
+
+
+def test_another_rule_has_another_version() -> None:
+    """Stored causes are compared with computed ones: what changes these ids needs another `CAUSE_VERSION`."""
+    rows = [
+        ("BuildRequires that nobody provides: python3dist(six), zlib-devel", "", "time"),
+        ("%build failed", "time/a.c:1:22: error: unknown type name ‘bool’ in /usr/include/x.h", "time"),
+        ("%check failed", "FAILED tests/test_time.py::test_12 0x7f00aa", "time"),
+        ("no builder could build it: b1: no space", "", ""),
+    ]
+    ids = [find_cause(*row).id for row in rows]
+    assert (CAUSE_VERSION, ids) == (1, ["0f683335", "e5ef7dcc", "a13a52bb", "53096920"])

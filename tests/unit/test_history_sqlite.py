@@ -8,13 +8,15 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from reimzul.core.failure_cause import find_cause
 from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory, open_history
-from tests.events import event
+from reimzul.history.sqlite import SqliteHistory, path_of
+from tests.events import build_id, event
 from tests.history_contract import HistoryContract
 
 
@@ -30,6 +32,20 @@ def history(url: str) -> Iterator[History]:
     opened = open_history(url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def age_causes(history: History, url: str) -> Callable[[], None]:
+    """Have all causes stored by version 0 of the rule."""
+    assert history is not None
+
+    def age() -> None:
+        aged = "json_set(document, '$.cause', '00000000', '$.cause_version', 0)"
+        with contextlib.closing(sqlite3.connect(url[len("sqlite://") :], isolation_level=None)) as db:
+            statement = f"UPDATE builds SET cause = '00000000', cause_version = 0, document = {aged} WHERE cause <> ''"
+            db.execute(statement)
+
+    return age
 
 
 class TestSqlite(HistoryContract):
@@ -118,3 +134,66 @@ def test_changes_are_found_by_an_index(history: History, url: str) -> None:
     with contextlib.closing(sqlite3.connect(url[len("sqlite://") :])) as db:
         plan = db.execute("EXPLAIN QUERY PLAN SELECT key FROM builds WHERE changed > 5 ORDER BY changed").fetchall()
     assert "USING INDEX builds_changed" in plan[0][-1] or "USING COVERING INDEX builds_changed" in plan[0][-1]
+
+
+def make_earlier_version(url: str) -> None:
+    """Take out of a history what an earlier version did not have."""
+    with contextlib.closing(sqlite3.connect(url[len("sqlite://") :], isolation_level=None)) as db:
+        db.execute("DROP INDEX builds_cause")
+        for column in ("cause", "cause_version", "package"):
+            db.execute(f"ALTER TABLE builds DROP COLUMN {column}")
+        for name in (
+            "cause",
+            "cause_text",
+            "cause_version",
+            "newly_failing",
+            "fixed",
+            "previous_build",
+            "previous_evr",
+        ):
+            db.execute(f"UPDATE builds SET document = json_remove(document, '$.{name}')")
+
+
+def test_the_failures_of_a_file_of_an_earlier_version_get_their_causes(history: History, url: str) -> None:
+    history.record([event("Failed", 1, reason="%build failed"), event("Rejected", 2, reason="x"), event("Success", 3)])
+    history.record([event("Failed", 4, reason="damaged")])
+    number = history.last_change()
+    history.close()
+    make_earlier_version(url)
+    with contextlib.closing(sqlite3.connect(url[len("sqlite://") :], isolation_level=None)) as db:
+        db.execute("UPDATE builds SET document = '{' WHERE key = ?", [event("Failed", 4).key])
+    cause = find_cause("%build failed", "").id
+    with contextlib.closing(open_history(url, reading=True)) as reader:
+        assert [each.cause for each in reader.iterate_failures(BuildFilter(), cause)] == [cause]
+        assert list(reader.iterate_failures(BuildFilter(), "00000000")) == []
+    for _ in range(2):
+        with contextlib.closing(open_history(url)) as upgraded:
+            found = {each.build_id: each.cause for each in upgraded.find_builds(BuildFilter(), 10)}
+            assert found == {build_id(1): cause, build_id(2): find_cause("x", "").id, build_id(3): ""}
+            assert [each.build_id for each in upgraded.iterate_failures(BuildFilter())] == [build_id(1)]
+            assert (upgraded.count_old_causes(), upgraded.last_change()) == (0, number), "no page shows anything else"
+    with contextlib.closing(open_history(url)) as upgraded:
+        upgraded.record([event("Failed", 5, reason="%build failed")])
+        assert len(list(upgraded.iterate_failures(BuildFilter(), cause))) == 2
+
+
+def test_a_record_that_is_damaged_does_not_stop_the_renewal_of_causes(
+    history: History, url: str, age_causes: Callable[[], None]
+) -> None:
+    history.record([event("Failed", 1, reason="a"), event("Failed", 2, reason="b")])
+    age_causes()
+    with contextlib.closing(sqlite3.connect(url[len("sqlite://") :], isolation_level=None)) as db:
+        db.execute("UPDATE builds SET document = '{' WHERE key = ?", [event("Failed", 1).key])
+    found = history.find_old_causes(1)
+    history.store_causes(found)
+    assert (len(found), history.find_old_causes(1), history.count_old_causes()) == (1, {}, 0)
+    assert [each.cause for each in history.find_builds(BuildFilter(), 10)] == [find_cause("b", "").id]
+
+
+def test_a_salvaged_history_has_its_causes(history: History, url: str, tmp_path: Path) -> None:
+    history.record([event("Failed", 1, reason="a")])
+    history.close()
+    make_earlier_version(url)
+    with contextlib.closing(SqliteHistory(f"sqlite:///{tmp_path}/fresh.sqlite")) as fresh:
+        assert fresh.salvage(path_of(url)) == 1
+        assert [each.cause for each in fresh.iterate_failures(BuildFilter())] == [find_cause("a", "").id]

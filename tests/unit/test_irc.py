@@ -47,6 +47,14 @@ def test_a_line_says_all_that_matters() -> None:
     )
 
 
+def test_a_line_says_what_is_newly_failing_and_what_is_fixed() -> None:
+    newly = message("colours = no\n", newly_failing=True).line
+    assert newly.startswith("Failed, newly failing: time-1.7-45.el7.src.rpm on x86_64")
+    assert message("colours = no\n", status="Success", fixed=True).line.startswith("Success, fixed: time-1.7")
+    for odd in (False, None, 1, "yes", [True]):
+        assert message("colours = no\n", newly_failing=odd, fixed=odd).line.startswith("Failed: time-1.7")
+
+
 def test_without_a_link_a_line_says_where_the_logs_are() -> None:
     place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
     assert message("colours = no\n", url="", place=place).line.endswith(f"%build failed on bstore: {place}")

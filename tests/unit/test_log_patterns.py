@@ -20,19 +20,11 @@ from typing import Any, Callable
 
 import pytest
 
+from reimzul.core import error_extractor, error_patterns, log_reader
+from reimzul.core.error_extractor import find_first_error
+from reimzul.core.log_reader import LINE_LIMIT, cut_lines, read_end
 from reimzul.core.retry import CancelToken
-from reimzul.worker import (
-    error_extractor,
-    error_patterns,
-    log_reader,
-    mock,
-    mock_config,
-    mock_result,
-    unmet,
-    upload,
-)
-from reimzul.worker.error_extractor import find_first_error
-from reimzul.worker.log_reader import LINE_LIMIT, cut_lines, read_end
+from reimzul.worker import mock, mock_config, mock_result, unmet, upload
 from reimzul.worker.mock_result import classify, read_failures
 
 #: The modules that read what a build has written.

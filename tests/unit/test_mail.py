@@ -24,7 +24,7 @@ from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.outbox import KEEP_SECONDS, Outbox
 from reimzul.notifier.sinks.mail import MailedEvent, MailSink, MailState, MailWriter, Recipients, subject
-from tests.events import batch_event, event, refusal
+from tests.events import batch_event, build_id, event, refusal
 from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
 ROOT = "http://bstore.example.org/"
@@ -97,6 +97,24 @@ def test_a_failure_leads_with_what_a_maintainer_needs() -> None:
         "util.c:17:14: error: no",
     ]
     assert "localhost" not in text(told)
+
+
+def test_a_mail_says_what_is_newly_failing_and_what_is_fixed() -> None:
+    before: dict[str, Any] = {"previous_build": build_id(7), "previous_evr": "1.7-44.el7"}
+    newly = event("Failed", reason="%build failed", newly_failing=True, **before)
+    assert mail(newly)["Subject"].startswith("[reimzul] Failed, newly failing: time-1.7-45.el7 on x86_64 for")
+    assert text(newly).splitlines()[1:3] == [
+        f"  newly failing; last built 1.7-44.el7 as build {build_id(7)[:8]}",
+        "  %build failed",
+    ]
+    fixed = event("Success", fixed=True, **before)
+    assert mail(fixed)["Subject"].startswith("[reimzul] Success, fixed: time-1.7-45.el7")
+    assert text(fixed).splitlines()[1] == f"  fixed; last failed 1.7-44.el7 as build {build_id(7)[:8]}"
+    nameless = event("Failed", newly_failing=True, previous_build=build_id(7))
+    assert text(nameless).splitlines()[1] == f"  newly failing; last built as build {build_id(7)[:8]}"
+    for same in (event("Failed", newly_failing=False, **before), event("Success", fixed=False, **before)):
+        assert "newly failing" not in text(same)
+        assert "fixed" not in text(same) + mail(same)["Subject"]
 
 
 def test_a_success_has_no_commands_and_no_error() -> None:

@@ -13,9 +13,9 @@ from typing import Callable
 
 import pytest
 
+from reimzul.core.error_extractor import find_first_error
 from reimzul.core.errors import ShutdownRequested
 from reimzul.core.retry import CancelToken
-from reimzul.worker.error_extractor import find_first_error
 from reimzul.worker.mock import BuildStalled, StallDetector, read_state_log, unpack_logs
 from reimzul.worker.mock_result import classify
 from tests.scripted import SAMPLES

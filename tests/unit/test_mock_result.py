@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker.mock_result import Fault, MockResult, classify, is_timeout, rpmbuild_started
+from reimzul.core.failure_cause import is_timeout
+from reimzul.worker.mock_result import Fault, MockResult, classify, rpmbuild_started
 from tests.scripted import SAMPLES
 
 UNREACHABLE = (

@@ -27,6 +27,7 @@ from reimzul.notifier.sinks.logfile import LogSink, format_line
 from reimzul.notifier.sinks.mqtt import messages
 from tests.conftest import free_port
 from tests.events import batch_event, build_id, event, refusal
+from tests.schemas import check
 
 
 def notice(told: Event, *, doubtful: bool = False) -> Notification:
@@ -172,6 +173,23 @@ def test_a_result_is_published_with_the_originals_keys_and_ours() -> None:
     assert said["id"] == json.loads(everything)["id"] == f"{build_id(1)}.x86_64/Failed"
 
 
+def test_a_result_has_its_cause_and_how_it_differs_from_the_previous_one() -> None:
+    known: dict[str, Any] = {
+        "cause": "5f0c12ab", "cause_text": "%build failed: no", "newly_failing": True, "previous_build": build_id(7),
+        "previous_evr": "1.7-44.el7",
+    }  # fmt: skip
+    (_, everything), (topic, result) = messages("reimzul", notice(event("Failed", cause_version=1, **known)))
+    for payload in (json.loads(everything), json.loads(result)):
+        assert {name: payload.get(name) for name in known} == known
+        assert "fixed" not in payload
+    check(topic, json.loads(result))
+    _, (_, result) = messages("reimzul", notice(event("Success", fixed=False, previous_build=build_id(7))))
+    assert (json.loads(result)["fixed"], "newly_failing" in json.loads(result)) == (False, False)
+    _, (topic, result) = messages("reimzul", notice(event("Success")))
+    assert json.loads(result).keys().isdisjoint(("newly_failing", "fixed")), "unknown"
+    check(topic, json.loads(result))
+
+
 @pytest.mark.parametrize(
     "told",
     [event("Queued"), event("Building"), event("Published"), event("Success", scratch=True), refusal()],
@@ -282,6 +300,7 @@ def test_what_batch_gets_is_short() -> None:
     place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
     known: dict[str, Any] = {
         "batch": "5f0c12ab", "parent": build_id(2), "place": place, "reason": "%build failed", "job": 17,
+        "cause": "5f0c12ab", "cause_text": "%build failed: a.c:1:1: error: no", "cause_version": 1,
         "skipped": {"i386": "a noarch package is built once"},
     }  # fmt: skip
     told = event("Failed", root_log="x" * 8000, build_log="y" * 24000, first_error="z" * 4000, exit_code=1, **known)

@@ -23,8 +23,8 @@ from reimzul.notifier.delivery import Sink, SinkUnavailable
 
 _EVENT_FIELDS = (
     "srpm", "arch", "target", "submitter", "status", "scratch", "build_id", "timestamp", "parent", "batch", "pkgname",
-    "evr", "builder_fqdn", "attempt", "at", "job", "due", "held", "missing", "reason", "error_line", "place",
-    "skipped",
+    "evr", "builder_fqdn", "attempt", "at", "job", "due", "held", "missing", "reason", "error_line", "cause",
+    "cause_text", "cause_version", "place", "skipped",
 )  # fmt: skip
 
 

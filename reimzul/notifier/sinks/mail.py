@@ -33,6 +33,7 @@ from reimzul.core.errors import ConfigError
 from reimzul.core.formatting import format_time, format_timestamp
 from reimzul.core.links import NO_LINKS, LinkRoots, LinkSource, describe_folder, relink
 from reimzul.core.message import NAMESPACE, BuilderEvent, BuildEvent, Event, Refusal, Status
+from reimzul.core.package_change import describe_change
 from reimzul.core.retry import LogThrottle
 from reimzul.core.setting_parsers import parse_address
 from reimzul.core.settings import MailRcptsSettings, MailSettings, Settings
@@ -346,6 +347,8 @@ class MailWriter:
 
     def _summary(self, event: BuildEvent) -> Iterator[str]:
         yield f"{_package(event)} on {event.arch} for {event.target}: {event.status}"
+        if change := describe_change(event):
+            yield f"  {change}"
         if event.status != Status.SUCCESS:
             yield from (f"  {line}" for line in (event.reason, event.error_line) if line)
         yield ""
@@ -400,7 +403,8 @@ def subject(event: MailedEvent) -> str:
         text = f"[reimzul] {event.text}"
     else:
         reason = f": {event.reason}" if event.reason and event.status != Status.SUCCESS else ""
-        text = f"[reimzul] {event.status}: {_package(event)} on {event.arch} for {event.target}{reason}"
+        change = ", newly failing" if event.newly_failing else ", fixed" if event.fixed else ""
+        text = f"[reimzul] {event.status}{change}: {_package(event)} on {event.arch} for {event.target}{reason}"
     return text if len(text) <= MAX_SUBJECT_LENGTH else f"{text[: MAX_SUBJECT_LENGTH - 3]}..."
 
 

@@ -36,6 +36,7 @@ ACK_SECONDS = 10.0
 _RESULT_KEYS = (
     "srpm", "status", "target", "arch", "timestamp", "submitter",
     "build_id", "evr", "pkgname", "builder_fqdn", "reason", "url", "place", "page", "batch",
+    "cause", "cause_text", "newly_failing", "fixed", "previous_build", "previous_evr",
 )  # fmt: skip
 
 
@@ -48,7 +49,8 @@ def messages(topic: str, notice: Notification, roots: LinkRoots = NO_LINKS) -> l
     if isinstance(event, BatchEvent):
         published.append((f"{topic}/builds/batches", _payload({**fields, **about})))
     if isinstance(event, BuildEvent) and event.status in (Status.SUCCESS, Status.FAILED) and not event.scratch:
-        result = {name: getattr(event, name) for name in _RESULT_KEYS}
+        values = ((name, getattr(event, name)) for name in _RESULT_KEYS)
+        result = {name: value for name, value in values if value is not None}
         published.append((f"{topic}/builds/results", _payload({**result, **about})))
     return published
 

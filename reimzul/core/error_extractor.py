@@ -18,8 +18,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.retry import CancelToken
-from reimzul.worker.error_patterns import (
+from reimzul.core.error_patterns import (
     BUILD_LOG,
     BUILD_WORDS,
     CAUSE,
@@ -30,7 +29,8 @@ from reimzul.worker.error_patterns import (
     TARGET_LINE,
     ErrorPattern,
 )
-from reimzul.worker.log_reader import LINE_LIMIT, decode_line, read_blocks, read_end
+from reimzul.core.log_reader import LINE_LIMIT, decode_line, read_blocks, read_end
+from reimzul.core.retry import CancelToken
 
 #: The most characters of an excerpt, and of one of its lines.
 EXCERPT_CHARS, EXCERPT_LINE_CHARS = 4_000, 400
