@@ -217,6 +217,6 @@ def announce_news(broker: Broker, batch: OpenBatch) -> bool:
     """Announce what people are to be notified of, then note that; repeated after a kill, it has the same key."""
     news = batch.find_news()
     for each in news:
-        broker.announce(each)
+        broker.announce(each.event)
     batch.record([announced_entry(each, time.time()) for each in news])
     return bool(news)

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
+from reimzul.core.batch_event import BatchStatus
 from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind, is_conflict
 from reimzul.core.message import NAMESPACE, BuildEvent, Status
 from reimzul.plan.document import Plan
@@ -41,6 +42,8 @@ class BatchState:
         self.unsettled: set[str] = set()  #: members with a follower that is built, or a leg that is to be published
         self.orders: set[str] = set()  #: ids of the orders that were obeyed
         self.announced: set[str] = set()  #: keys of the events that people were notified of
+        self.cause_events = 0  #: those of them about new causes of failures
+        self.cause_announced_at = 0.0  #: when the last of these was announced
         self.released_ahead: Counter[str] = Counter()  #: by tube
         self.failures_in_a_row: list[str] = []  #: reasons
         self._key_of_build: dict[str, str] = {}
@@ -141,7 +144,9 @@ class BatchState:
         self.is_accepted = True
 
     def _apply_announced(self, entry: Entry) -> None:
-        self.announced.add(entry["key"])
+        if entry["key"] not in self.announced and entry["event"]["status"] == BatchStatus.NEW_CAUSE:
+            self.cause_events, self.cause_announced_at = self.cause_events + 1, entry["at"]
+        self.announced.update([entry["key"], *entry.get("others", ())])
 
     def _apply_rests(self, entry: Entry) -> None:
         self.rests, self.stopped_at = True, entry["at"]
