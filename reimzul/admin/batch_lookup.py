@@ -50,13 +50,20 @@ def find_batch(settings: Settings, given: str | None) -> BatchFiles:
         raise InputError(f"no batch's id begins with {prefix}{hint}")
     if len(found) > 1:
         raise InputError(f"more than one batch's id begins with {prefix}{list_known(found)}")
-    return BatchFiles(settings.incoming.folder, found[0])
+    return _open_batch(settings, found[0])
+
+
+def _open_batch(settings: Settings, batch: str) -> BatchFiles:
+    try:
+        return BatchFiles(settings.incoming.folder, batch)
+    except InputError as error:
+        raise InputError(f"batch {batch} cannot be read: {error}") from None
 
 
 def _find_newest_unfinished(settings: Settings, known: Iterable[str]) -> BatchFiles:
     newest = ""
     for batch in known:
-        files = BatchFiles(settings.incoming.folder, batch)
+        files = _open_batch(settings, batch)
         if not files.state.is_over:
             return files
         newest = newest or batch

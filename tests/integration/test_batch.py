@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, Broker, arch_tube
-from reimzul.core.message import Status
+from reimzul.admin import batch_orders
+from reimzul.core.batch_message import BatchOrder, OrderKind
+from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, NOTIFY, Broker, arch_tube
+from reimzul.core.cli import current_user
+from reimzul.core.config import load_file
+from reimzul.core.message import Refusal, Status
+from reimzul.plan.batches import BatchFiles
 from reimzul.plan.document import journal_path, plan_path, write_plan
 from reimzul.plan.journal import Journal
 from tests import batch as stands
@@ -101,6 +106,40 @@ def test_a_batch_whose_plan_is_gone_goes_on_when_it_is_back_and_has_missed_no_ev
         path.write_bytes(body)
         stand.wait_until_over()
     assert sorted(farm.started) == ["app", "base", "left", "right"]
+
+
+def test_an_order_for_a_batch_whose_plan_is_gone_is_refused_in_one_line_each(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    stand.submit(broker, make_plan(*DIAMOND))
+    stand.wait_for({"base": "released"})
+    files, path = BatchFiles(stand.incoming, BATCH_ID), plan_path(stand.incoming, BATCH_ID)
+    path.unlink()
+    stand.kill()
+    stand.start()
+    result = batch_orders.give_order(load_file(stand.ini), files, OrderKind.PAUSE)
+    why = f"{path}: no such file or directory"
+    assert result.fault == f"refused by reimzul-batch: {why}; `reimzul buried --tube batch` lists the order"
+    assert broker.tube_stats(BATCH.name).buried == 1
+    assert f"pause of batch {BATCH_ID}, ordered by {current_user()}: {why}" in stand.log
+    refusals = [each for each in iter_announced(broker) if isinstance(each, Refusal)]
+    assert [each.tube for each in refusals] == [BATCH.name]
+
+
+def iter_announced(broker: Broker) -> Iterator[object]:
+    """Take what was announced."""
+    broker.watch([NOTIFY.name])
+    while (job := broker.reserve({NOTIFY.name: NOTIFY}, 0)) is not None:
+        yield job.message
+        job.delete()
+
+
+def test_an_order_for_a_batch_that_never_begins_does_not_wait_for_ever(stand: Stand, broker: Broker) -> None:
+    write_plan(plan_path(stand.incoming, BATCH_ID), make_plan(*DIAMOND))
+    stand.start()
+    order = BatchOrder(batch=BATCH_ID, order=OrderKind.PAUSE, id="0" * 16, by="johnny", at=time.time() - 4000)
+    broker.put(BATCH, order, priority=BATCH_REQUEST)
+    until(lambda: broker.tube_stats(BATCH.name).buried == 1, 10, "it is refused")
+    assert "pause of batch 5f0c12ab, ordered by johnny: the batch has not begun" in stand.log
 
 
 def test_a_plan_that_is_not_as_requested_is_refused(stand: Stand, broker: Broker) -> None:

@@ -224,6 +224,13 @@ def test_a_batch_whose_plan_is_gone_is_named_and_the_others_are_listed(incoming:
     assert [each["batch"] for each in json.loads(done.stdout)] == [BATCH_ID]
     assert done.returncode == 1
     assert "batch 00000002 cannot be read" in done.stderr
+    path = incoming / ".batches" / f"{BATCH_ID}.json"
+    path.unlink()
+    assert f"batch {BATCH_ID} cannot be read: {path}: no such file or directory\n" in run("batch", "list").stderr
+    done = run("batch", "pause", "5f")
+    assert (done.returncode, done.stderr) == (
+        4, f"reimzul: batch {BATCH_ID} cannot be read: {path}: no such file or directory\n",
+    )  # fmt: skip
 
 
 def test_tab_completes_batches_and_members(incoming: Path) -> None:
