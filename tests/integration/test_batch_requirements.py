@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from reimzul.core.http_client import HttpSession
 from reimzul.core.listed_packages import iterate_provides
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.store_paths import StoreUrls
+from reimzul.history import BuildFilter, open_history
 from reimzul.plan.document import Member
 from reimzul.plan.progress import MemberProgress
 from tests import srpms, webserver
@@ -300,8 +302,15 @@ def test_a_follower_whose_job_is_lost_does_not_keep_its_batch_open(hasty: Stand,
         broker.delete(job)
         hasty.order(broker, "release", "user")
         hasty.wait_until_over()
+        until(lambda: farm.of("user", Status.FAILED), 10, "its end is announced")
     assert (hasty.states(), followers_of(hasty, "user")) == ({"user": "published"}, {"i386": "failed"})
-    assert hasty.state().members[f"user.{ARCH}"].reason == f"its job {job} is gone, and has left no result"
+    reason = f"its job {job} is gone, and has left no result"
+    assert hasty.state().members[f"user.{ARCH}"].reason == reason
+    (failed,) = farm.of("user", Status.FAILED)
+    with contextlib.closing(open_history(hasty.history_url, reading=True)) as history:
+        records = {each.arch: each for each in history.find_builds(BuildFilter(build_id=failed.build_id), 10)}
+    assert {arch: each.state for arch, each in records.items()} == {ARCH: "published", "i386": "failed"}
+    assert records["i386"].reason == reason
 
 
 def test_a_single_build_whose_follower_waits_is_not_forgotten(stand: Stand, broker: Broker, store: Store) -> None:
