@@ -132,6 +132,15 @@ class MemberProgress:
     def is_follower(self, leg: str) -> bool:
         return leg not in self.member.legs
 
+    @property
+    def follower_states(self) -> Mapping[str, str]:
+        """The states of the followers that are known: those that have a result, are built, or queued again."""
+        is_held = self.state in (MemberState.HELD, MemberState.WAITING)
+        states = dict.fromkeys(self.list_unfinished(), MemberState.HELD if is_held else MemberState.RELEASED)
+        states.update(dict.fromkeys(self.missing_by_leg, MemberState.WAITING))
+        states.update(dict.fromkeys(self.open_followers, MemberState.BUILDING))
+        return {leg: state for leg, state in {**states, **self.followers}.items() if self.is_follower(leg)}
+
     def find_publication(self, leg: str, *, of_follower: bool) -> Optional[float]:
         """When its packages for another member's leg were published; None if they are not."""
         if of_follower:

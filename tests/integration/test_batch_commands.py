@@ -321,14 +321,15 @@ def test_what_a_follower_waits_for_or_came_to_is_shown(incoming: Path) -> None:
         for arch in ("x86_64", "i386"):
             batch.announce(key(name), Status.BUILDING, arch=arch)
         batch.announce(key(name), Status.PUBLISHED)
-    messages = {each["member"]: each["message"] for each in printed("batch", "show")["members"]}
-    assert messages[key("app")] == "i386 is still being built"
+    members = {each["member"]: each for each in printed("batch", "show")["members"]}
+    assert members[key("app")]["message"] == "i386 is still being built"
+    assert members[key("app")]["followers"] == {"i386": "building"}
     batch.announce(key("app"), Status.QUEUED, arch="i386", held=True, missing=("no-such-devel",), job=7)
     batch.announce(key("lib"), Status.FAILED, arch="i386")
-    messages = {each["member"]: each["message"] for each in printed("batch", "show")["members"]}
-    assert messages == {
-        key("app"): "nobody provides no-such-devel; only for i386: those that need it go on",
-        key("lib"): "i386 failed",
+    members = {each["member"]: each for each in printed("batch", "show")["members"]}
+    assert {each: (members[each]["message"], members[each]["followers"]) for each in members} == {
+        key("app"): ("nobody provides no-such-devel; only for i386: those that need it go on", {"i386": "waiting"}),
+        key("lib"): ("i386 failed", {"i386": "failed"}),
     }
 
 
