@@ -170,13 +170,13 @@ class SingleBuilds:
         elif found.stats.state == "reserved":
             self._pending_kicks.add(build.build_id)
         elif found.stats.is_held:
-            with contextlib.suppress(ReservationLost):
-                broker.kick(build.job)
             reason = f"released: job {build.job} of tube {build.tube}"
             jobs.announce_queued(
                 broker, found.request, list_legs(build), build.job, found.stats.priority, build.tube, held=False,
                 reason=reason, at=jobs.next_event_time(build.event_at),
             )  # fmt: skip
+            with contextlib.suppress(ReservationLost):
+                broker.kick(build.job)
 
     def _finish_if_over(self, build: SingleBuild) -> None:
         if self._pipeline.find_results(build.build_id):

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from reimzul.admin import batch_orders
+from reimzul.batch.actions import ActionRunner
+from reimzul.batch.open_batch import OpenBatch
 from reimzul.core.batch_message import BatchOrder, OrderKind
-from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, NOTIFY, Broker, arch_tube
+from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, HELD_SECONDS, NOTIFY, Broker, arch_tube
 from reimzul.core.cli import current_user
 from reimzul.core.config import load_file
-from reimzul.core.message import Refusal, Status
+from reimzul.core.errors import BrokerUnavailable
+from reimzul.core.message import BuildEvent, Refusal, Status
 from reimzul.plan.batches import BatchFiles
 from reimzul.plan.document import journal_path, plan_path, write_plan
 from reimzul.plan.journal import Journal
@@ -309,6 +312,38 @@ def test_a_build_that_a_person_kicks_is_taken_as_released(stand: Stand, broker: 
         farm.is_building.set()
         stand.wait_for({"right": "published"})
         assert farm.started == ["right"]
+
+
+def test_the_pause_of_a_retry_is_not_cut_short_and_a_kick_is_announced_before(
+    stand: Stand, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.start()
+    stand.submit(broker, make_plan(member("base")))
+    stand.wait_for({"base": "released"})
+    stand.stop()
+    batch = OpenBatch.load(stand.incoming, BATCH_ID)
+    progress = batch.state.members[f"base.{ARCH}"]
+    runner = ActionRunner(broker, batch, lambda: None)
+    list(iter_announced(broker))
+    for pause, is_kicked in ((60, False), (HELD_SECONDS, True)):
+        broker.reserve_job(progress.job, arch_tube(ARCH)).release(pause)
+        batch.pending_kicks[progress.key] = progress.build_id
+        runner.kick_pending()
+        assert [broker.job_stats(progress.job).state, len(list(iter_announced(broker)))] == (
+            ["ready", 1] if is_kicked else ["delayed", 0]
+        )
+    broker.reserve_job(progress.job, arch_tube(ARCH)).release(HELD_SECONDS)
+
+    def die(_: int) -> None:
+        raise BrokerUnavailable("killed before the kick")
+
+    monkeypatch.setattr(broker, "kick", die)
+    with pytest.raises(BrokerUnavailable):
+        runner.kick(progress)
+    (event,) = iter_announced(broker)
+    assert isinstance(event, BuildEvent)
+    assert event.held is False
+    batch.close()
 
 
 def test_a_refused_job_counts_as_failed_until_it_is_kicked(stand: Stand, broker: Broker) -> None:
