@@ -119,14 +119,22 @@ def _is_running(state: BatchState) -> bool:
 
 
 def _end_cancelled(state: BatchState) -> Iterator[Action]:
+    roots: Mapping[str, str] | None = None
     for key, progress in state.members.items():
         reason = progress.cancel_reason or state.cancel_reason
         if not reason or (state.is_ended(progress) and not progress.open_followers):
             continue
         if progress.state in (MemberState.HELD, MemberState.WAITING):
-            yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason)
+            roots = state.find_broken_roots() if roots is None else roots
+            why = f"; it waited for {roots[key]}, which {_describe_end(state, roots[key])}" if key in roots else ""
+            yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason + why)
         elif not progress.is_cancelling:
             yield CancelBuild(key, reason)
+
+
+def _describe_end(state: BatchState, key: str) -> str:
+    ended = state.members[key].state
+    return ended if ended == MemberState.FAILED else f"was {ended}"
 
 
 def _find_mass_fault(state: BatchState) -> str:

@@ -101,6 +101,18 @@ class BatchState:
         """The members that hold this one up in the end: they fail, wait or run, and need nobody that is not there."""
         return {each for each in self._reach(key, self.unmet_needs) if not self.unmet_needs(each)}
 
+    def find_broken_roots(self) -> dict[str, str]:
+        """For each member that waits, directly or through others, for broken ones: one of these."""
+        roots: dict[str, str] = {}
+        for key in sorted(key for key, each in self.members.items() if each.state in MemberState.BROKEN):
+            pending = [key]
+            while pending:
+                found = [each for each in self.dependents_of(pending.pop()) if each not in roots]
+                found = [each for each in found if not self.is_ended(self.members[each])]
+                roots.update(dict.fromkeys(found, key))
+                pending += found
+        return roots
+
     def _reach(self, key: str, step: Callable[[str], Collection[str]]) -> set[str]:
         found: set[str] = set()
         pending = list(step(key))

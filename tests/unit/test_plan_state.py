@@ -672,6 +672,20 @@ def test_a_cancelled_batch_ends_what_is_held_and_is_over_when_what_runs_has_ende
     assert farm.act() == [Finish()]
 
 
+def test_whoever_waits_for_a_failed_member_is_cancelled_with_the_root_cause() -> None:
+    members = [make_member("lib"), make_member("app", ["lib"]), make_member("top", ["app"]), make_member("other")]
+    farm = Farm(make_plan(members))
+    farm.act()
+    farm.finish(key("lib"), Status.FAILED, "error: no")
+    farm.act()
+    farm.order(OrderKind.CANCEL)
+    farm.act()
+    reasons = {each.member.name: each.reason for each in farm.state.members.values() if each.member.name != "lib"}
+    behind = "cancel by anna; it waited for lib.x86_64, which failed"
+    assert {name: reasons[name] for name in ("app", "top")} == {"app": behind, "top": behind}
+    assert farm.state.members[key("other")].cancel_reason or farm.state.members[key("other")].is_cancelling
+
+
 def test_settling_builds_with_a_disttag_of_its_own_in_the_order_of_needs() -> None:
     farm = chain()
     while released(farm.act()):
