@@ -25,7 +25,7 @@ from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube, cancel_tube
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildRequest, Status
 from reimzul.core.validators import now_timestamp
-from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
+from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Repeat, Rest, TakeBack
 from reimzul.plan.document import SEED_SUFFIX
 from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.progress import MemberProgress, MemberState
@@ -60,6 +60,8 @@ class ActionRunner:
         for each in actions:
             if isinstance(each, CancelBuild):
                 self._cancel(each)
+            elif isinstance(each, Repeat):
+                self.batch.record([{**each.entry, "at": time.time()}])
             elif isinstance(each, Pause):
                 log.warning("batch %s paused: %s", self.batch.id, each.reason)
                 self.batch.record([{"kind": EntryKind.PAUSED, "reason": each.reason, "at": time.time()}])

@@ -25,6 +25,7 @@ from reimzul.plan.decisions import (
     Pause,
     Put,
     Release,
+    Repeat,
     Rest,
     Surroundings,
     TakeBack,
@@ -102,6 +103,8 @@ class Farm:
             return {"kind": EntryKind.OVER}
         if isinstance(action, Pause):
             return {"kind": EntryKind.PAUSED, "reason": action.reason}
+        if isinstance(action, Repeat):
+            return action.entry
         progress = self.state.members[action.key]
         about = {"member": action.key, "build": progress.build_id}
         if isinstance(action, Put):
@@ -582,6 +585,31 @@ def test_a_retry_of_a_follower_alone_leaves_its_member_published() -> None:
     attempt = farm.start(key("lib"), FOLLOWER)
     farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
     assert (lib.state, lib.followers) == (MemberState.PUBLISHED, {FOLLOWER: MemberState.PUBLISHED})
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["published before", "published after"])
+def test_what_an_old_worker_failed_for_want_of_a_member_is_built_again_once_that_is_published(is_first: bool) -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app"), make_member("other")]))
+    farm.act()
+    if is_first:
+        farm.finish(key("lib"))
+        farm.act()
+    farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib, misspelt")
+    assert not released(farm.act()), "nobody provides the other"
+    farm.order(OrderKind.RETRY, key("app"))
+    farm.act()
+    farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib >= 1")
+    if not is_first:
+        assert not released(farm.act())
+        farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")]
+    assert farm.state_of("app") == MemberState.RELEASED
+    farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib >= 1")
+    assert not released(farm.act()), "once for the same packages: its builder may have old metadata"
+    farm.order(OrderKind.RETRY, key("lib"))
+    farm.act()
+    farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")], "the library has another build"
 
 
 def test_a_follower_that_is_built_again_elsewhere_keeps_the_batch_open() -> None:
