@@ -127,6 +127,9 @@ class BatchDaemon(Daemon[BatchMessage]):
             self.targets.note_publication(event.target)
         if event.claimed:
             return None
+        for batch in self.batches.active():
+            if batch.state.member_of_build(event) is None and batch.state.find_substituted(event) is not None:
+                batch.record([entry_of_event(event)])
         if found is None:
             self.batches.keep_event(event)
             return None

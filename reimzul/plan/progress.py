@@ -66,6 +66,7 @@ class MemberProgress:
     followers: dict[str, str] = attr.field(factory=dict)  #: the same of legs that hold up nobody
     open_followers: set[str] = attr.field(factory=set)  #: those that a builder is building
     published_at: dict[str, float] = attr.field(factory=dict)  #: leg -> when
+    substitutes: set[str] = attr.field(factory=set)  #: required legs that a build outside the batch has published
     missing_by_leg: dict[str, tuple[str, ...]] = attr.field(factory=dict)  #: of the legs that wait
     last_missing: dict[str, tuple[str, ...]] = attr.field(factory=dict)  #: the same, when it was released last
     vain_attempts: set[str] = attr.field(factory=set)  #: those in which a leg missed again what it was released for
@@ -109,6 +110,10 @@ class MemberProgress:
     def is_published(self) -> bool:
         """Whether others can be built against it, though a follower may still be built or wait."""
         return self.result == MemberState.PUBLISHED
+
+    @property
+    def is_substituted(self) -> bool:
+        return self.substitutes.issuperset(self.member.legs)
 
     @property
     def is_queued(self) -> bool:

@@ -70,13 +70,27 @@ class BatchState:
         """The member that a build is of, also if it is not its newest."""
         return self.members.get(self._key_of_build.get(build_id, ""))
 
+    def find_substituted(self, event: BuildEvent) -> MemberProgress | None:
+        """The member whose source a build outside the batch has published.
+
+        Its version is not compared: a member that misses something in it waits for that when it is built.
+        """
+        if event.status != Status.PUBLISHED or event.claimed or event.build_id in self._key_of_build:
+            return None
+        name = event.pkgname or event.srpm.rsplit("-", 2)[0]
+        progress = self.members.get(f"{name}.{event.target.rpartition('.')[2]}")
+        is_it = progress is not None and (progress.member.target, self.plan.scratch) == (event.target, False)
+        return progress if is_it else None
+
     def next_build_id(self, key: str) -> str:
         return uuid.uuid5(NAMESPACE, f"{self.plan.batch} {key} {self.members[key].count}").hex
 
     def is_met(self, key: str) -> bool:
         """Whether a member that others need is there, or is as if it were not in the plan."""
         progress = self.members.get(key)
-        return progress is None or progress.is_published or progress.state == MemberState.SKIPPED
+        if progress is None or progress.is_published or progress.is_substituted:
+            return True
+        return progress.state == MemberState.SKIPPED
 
     def unmet_needs(self, key: str) -> list[str]:
         return sorted(need for need in self.members[key].needs if not self.is_met(need))
@@ -226,6 +240,9 @@ class BatchState:
     def _apply_event(self, entry: Entry) -> None:
         event = BuildEvent.from_json(entry["event"])
         progress = self.member_of_build(event)
+        if progress is None and (other := self.find_substituted(event)) is not None:
+            other.substitutes.add(event.arch)
+            self._update_dependents(other)
         if progress is None or event.claimed:
             return
         if event.build_id != progress.build_id and not self._adopt_repetition(progress, event):
@@ -397,6 +414,7 @@ class BatchState:
         progress.cancel_reason = progress.reason = progress.error_line = ""
         progress.forget_results()
         progress.forget_queue()
+        progress.substitutes = set()
         self._set_state(progress, MemberState.HELD)
 
     def _adopt_plan(self, plan: Plan) -> None:

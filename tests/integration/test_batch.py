@@ -15,7 +15,7 @@ from reimzul.admin import batch_orders
 from reimzul.batch.actions import ActionRunner
 from reimzul.batch.open_batch import OpenBatch
 from reimzul.core.batch_message import BatchOrder, OrderKind
-from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, HELD_SECONDS, NOTIFY, Broker, arch_tube
+from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, BATCH_RESULT, HELD_SECONDS, NOTIFY, Broker, arch_tube
 from reimzul.core.cli import current_user
 from reimzul.core.config import load_file
 from reimzul.core.errors import BrokerUnavailable
@@ -24,7 +24,7 @@ from reimzul.plan.batches import BatchFiles
 from reimzul.plan.document import journal_path, plan_path, write_plan
 from reimzul.plan.journal import Journal
 from tests import batch as stands
-from tests.batch import ARCH, BATCH_ID, FakeFarm, Stand, held_names, make_plan, member
+from tests.batch import ARCH, BATCH_ID, TARGET, FakeFarm, Stand, held_names, make_plan, member
 from tests.conftest import Beanstalkd
 from tests.waiting import until
 
@@ -196,6 +196,21 @@ def test_people_are_notified_once_of_a_cause_a_rest_and_the_end(stand: Stand, br
         until(lambda: "Over" in [each.status for each in farm.news], 10, "its end is announced")
     assert [each.status for each in farm.news] == ["NewCause", "Resting", "Resting", "Over"]
     assert len({each.key for each in farm.news}) == 4
+
+
+def test_a_fix_that_is_submitted_outside_the_batch_lets_it_go_on(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"base": [Status.FAILED]}) as farm:
+        stand.submit(broker, make_plan(*DIAMOND))
+        until(lambda: stand.state().rests, 10, "it rests")
+        fix = BuildEvent(
+            srpm="base-1-2.src.rpm", arch=ARCH, target=f"{TARGET}.{ARCH}", status=Status.PUBLISHED, submitter="johnny",
+            build_id="1" * 32, pkgname="base", evr="1-2.el9", at=time.time(),
+        )  # fmt: skip
+        broker.put(BATCH, fix, priority=BATCH_RESULT)
+        stand.wait_until_over()
+    assert stand.states() == {"base": "failed", "left": "published", "right": "published", "app": "published"}
+    assert farm.started.count("base") == 1
 
 
 def test_a_skipped_member_holds_up_nobody_and_its_job_is_gone(stand: Stand, broker: Broker) -> None:

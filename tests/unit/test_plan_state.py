@@ -806,6 +806,32 @@ def test_a_replaced_member_is_built_again_and_others_keep_their_progress() -> No
     assert Put(key("app")) not in actions
 
 
+def test_a_build_outside_the_batch_lets_those_go_on_that_need_its_source() -> None:
+    farm = Farm(make_plan([make_member("lib", legs=(ARCH, NOARCH)), make_member("app", ["lib"])]))
+    farm.act()
+    farm.finish(key("lib"), Status.FAILED, "error: no")
+    assert farm.act() == [Rest()]
+    outside = {"build_id": "f" * 32, "batch": "", "pkgname": "lib"}
+    for more in ({"target": "c9s.aarch64", "arch": "aarch64"}, {"claimed": True}, {"pkgname": "app"}, {"arch": ARCH}):
+        farm.tell(key("lib"), Status.PUBLISHED, **{**outside, **more})
+        assert not released(farm.act())
+    farm.tell(key("lib"), Status.PUBLISHED, **outside, arch=NOARCH)
+    assert released(farm.act()) == [key("app")]
+    assert farm.state_of("lib") == MemberState.FAILED
+    farm.tell(key("app"), Status.BUILDING, attempt="1-00000001")
+    farm.order(OrderKind.RETRY, key("lib"))
+    assert not farm.state.is_met(key("lib")), "it is to be built again"
+
+
+def test_a_rejected_leg_that_another_attempt_published_is_published() -> None:
+    farm = chain()
+    farm.act()
+    farm.finish(key("lib"), Status.REJECTED, "a bad upload")
+    assert farm.act() == [Rest()]
+    farm.tell(key("lib"), Status.PUBLISHED)
+    assert released(farm.act()) == [key("app")]
+
+
 # --- anything in any order
 
 
