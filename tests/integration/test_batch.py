@@ -8,19 +8,34 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import attr
 import pytest
 
 from reimzul.admin import batch_orders
-from reimzul.batch.actions import ActionRunner
+from reimzul.batch import cli
+from reimzul.batch.actions import PUTS_BETWEEN_RESERVES, ActionRunner, make_request
 from reimzul.batch.open_batch import OpenBatch
+from reimzul.core.arch import read_arches
 from reimzul.core.batch_message import BatchOrder, OrderKind
-from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, BATCH_RESULT, HELD_SECONDS, NOTIFY, Broker, arch_tube
+from reimzul.core.beanstalk import (
+    BATCH,
+    BATCH_REQUEST,
+    BATCH_RESULT,
+    HELD_SECONDS,
+    NOTIFY,
+    Broker,
+    ReservedJob,
+    arch_tube,
+)
 from reimzul.core.cli import current_user
 from reimzul.core.config import load_file
+from reimzul.core.control import cancel_flag
 from reimzul.core.errors import BrokerUnavailable
-from reimzul.core.message import BuildEvent, Refusal, Status
+from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
 from reimzul.plan.batches import BatchFiles
+from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.document import journal_path, plan_path, write_plan
 from reimzul.plan.journal import Journal
 from tests import batch as stands
@@ -315,6 +330,117 @@ def test_only_two_builds_for_each_worker_are_released_ahead_of_the_builders(stan
     until(lambda: (released("0000000a"), released("0000000b")) == (1, 1), 15, "each batch has one ahead")
     stand.order(broker, "cancel", batch="0000000a")
     until(lambda: released("0000000b") == 2, 15, "the other gets its place")
+
+
+def test_a_pause_holds_a_build_that_waits_in_the_pause_of_a_retry(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        release_base(stand, broker, farm)
+        job = stand.state().members[f"base.{ARCH}"].job
+        broker.reserve_job(job, arch_tube(ARCH)).release(60)
+        stand.order(broker, "pause")
+        stand.wait_for({"base": "held"})
+        assert broker.job_stats(job).is_held
+
+
+def test_only_what_was_released_gets_a_cancel_flag(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        release_base(stand, broker, farm)
+        members = {each.member.name: each.build_id for each in stand.state().members.values()}
+        with stand.beanstalkd.connect() as builder:
+            builder.watch([ARCH])
+            job = builder.reserve({ARCH: arch_tube(ARCH)}, 5)
+            assert job is not None
+            assert job.message.build_id == members["base"]
+            stand.order(broker, "cancel")
+            stand.wait_for({"left": "cancelled", "right": "cancelled", "app": "cancelled"})
+            until(lambda: cancel_flag(broker, members["base"]) is not None, 5, "the flag is set")
+            job.release(0)
+        farm.is_building.set()
+        stand.wait_until_over()
+    assert not [name for name, build_id in members.items() if name != "base" and cancel_flag(broker, build_id)]
+
+
+def test_held_doubles_are_deleted_at_the_end_and_others_jobs_are_left(stand: Stand, broker: Broker) -> None:
+    """A worker puts a job again that a full beanstalkd has lost, and the lost one comes back with a restart."""
+    stand.start()
+    with FakeFarm(stand) as farm:
+        release_base(stand, broker, farm)
+        request = BuildRequest.decode(broker.peek(stand.state().members[f"app.{ARCH}"].job))
+        broker.put(arch_tube(ARCH), request, priority=8192, delay=HELD_SECONDS)
+        other = attr.evolve(request, build_id="1" * 32)
+        broker.put(arch_tube(ARCH), other, priority=8192, delay=HELD_SECONDS)
+        farm.is_building.set()
+        stand.wait_until_over()
+    assert [each.build_id for _, each in stands.list_jobs(broker)] == ["1" * 32]
+    assert "a double of app-1-1.src.rpm" in stand.log
+
+
+def test_a_job_is_found_although_numbers_fell_with_a_lost_binlog(stand: Stand, broker: Broker) -> None:
+    batch = OpenBatch.accept(
+        stand.incoming, stand.submit(broker, make_plan(member("base"), member("app", "base"))), 1000, read_arches()
+    )
+    runner = ActionRunner(broker, batch, lambda: None)
+    batch.record(
+        [batch.entry_of("put", batch.state.members[f"app.{ARCH}"], build="0" * 32, job=2000, count=0, disttag="")]
+    )
+    request = make_request(batch, batch.state.members[f"base.{ARCH}"])
+    job = broker.put(arch_tube(ARCH), request, priority=8192, delay=HELD_SECONDS)
+    assert job < batch.first_job
+    batch.is_put_in_doubt = True
+    runner.run([])
+    assert batch.state.members[f"base.{ARCH}"].job == job
+    batch.close()
+
+
+def test_what_arrives_is_synced_before_its_job_is_deleted(
+    stand: Stand, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cli.make_daemon(load_file(stand.ini))
+    request = stand.submit(broker, make_plan(member("base")))
+    done: list[str] = []
+    sync, delete = Journal.sync, ReservedJob.delete
+
+    def note_sync(journal: Journal) -> None:
+        done.append("synced")
+        sync(journal)
+
+    def note_delete(job: ReservedJob[Any]) -> None:
+        done.append("deleted")
+        delete(job)
+
+    monkeypatch.setattr(Journal, "sync", note_sync)
+    monkeypatch.setattr(ReservedJob, "delete", note_delete)
+    with stand.beanstalkd.connect() as own:
+        own.watch([BATCH.name])
+        made.settle_all(own, made.reserve_jobs(own))
+        assert done[:2] == ["synced", "deleted"], "the request"
+        stand.order(broker, "pause", batch=request.batch)
+        done.clear()
+        made.settle_all(own, made.reserve_jobs(own))
+        assert done[:2] == ["synced", "deleted"], "an order"
+        build_id = made.batches.open[request.batch].state.members[f"base.{ARCH}"].build_id
+        about: dict[str, Any] = {
+            "arch": ARCH,
+            "target": f"{TARGET}.{ARCH}",
+            "submitter": "johnny",
+            "batch": request.batch,
+        }
+        event = BuildEvent(srpm="base-1-1.src.rpm", status=Status.BUILDING, build_id=build_id, **about)
+        broker.put(BATCH, event, priority=BATCH_RESULT)
+        done.clear()
+        made.settle_all(own, made.reserve_jobs(own))
+        assert done[:2] == ["synced", "deleted"], "an event"
+
+
+def test_members_are_put_in_slices_between_which_orders_are_obeyed(stand: Stand, broker: Broker) -> None:
+    names = [f"p{number:03}" for number in range(PUTS_BETWEEN_RESERVES + 50)]
+    batch = OpenBatch.accept(stand.incoming, stand.submit(broker, make_plan(*map(member, names))), 1, read_arches())
+    runner = ActionRunner(broker, batch, lambda: None)
+    runner.run(decide(batch.state, Surroundings(room={})))
+    assert len([each for each in batch.state.members.values() if each.is_put]) == PUTS_BETWEEN_RESERVES
+    batch.close()
 
 
 def test_a_build_that_a_person_kicks_is_taken_as_released(stand: Stand, broker: Broker) -> None:
