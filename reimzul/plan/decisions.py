@@ -142,11 +142,24 @@ def _end_cancelled(state: BatchState) -> Iterator[Action]:
         if not reason or (state.is_ended(progress) and not progress.open_followers):
             continue
         if progress.state in (MemberState.HELD, MemberState.WAITING):
-            roots = state.find_broken_roots() if roots is None else roots
+            roots = _find_broken_roots(state) if roots is None else roots
             why = f"; it waited for {roots[key]}, which {_describe_end(state, roots[key])}" if key in roots else ""
             yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason + why)
         elif not progress.is_cancelling:
             yield CancelBuild(key, reason)
+
+
+def _find_broken_roots(state: BatchState) -> dict[str, str]:
+    """For each member that waits, directly or through others, for broken ones: one of these."""
+    roots: dict[str, str] = {}
+    for key in sorted(key for key, each in state.members.items() if each.state in MemberState.BROKEN):
+        pending = [key]
+        while pending:
+            found = [each for each in state.dependents_of(pending.pop()) if each not in roots]
+            found = [each for each in found if not state.is_ended(state.members[each])]
+            roots.update(dict.fromkeys(found, key))
+            pending += found
+    return roots
 
 
 def _describe_end(state: BatchState, key: str) -> str:

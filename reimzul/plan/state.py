@@ -115,18 +115,6 @@ class BatchState:
         """The members that hold this one up in the end: they fail, wait or run, and need nobody that is not there."""
         return {each for each in self._reach(key, self.unmet_needs) if not self.unmet_needs(each)}
 
-    def find_broken_roots(self) -> dict[str, str]:
-        """For each member that waits, directly or through others, for broken ones: one of these."""
-        roots: dict[str, str] = {}
-        for key in sorted(key for key, each in self.members.items() if each.state in MemberState.BROKEN):
-            pending = [key]
-            while pending:
-                found = [each for each in self.dependents_of(pending.pop()) if each not in roots]
-                found = [each for each in found if not self.is_ended(self.members[each])]
-                roots.update(dict.fromkeys(found, key))
-                pending += found
-        return roots
-
     def _reach(self, key: str, step: Callable[[str], Collection[str]]) -> set[str]:
         found: set[str] = set()
         pending = list(step(key))
@@ -362,7 +350,11 @@ class BatchState:
         progress.missing_by_leg[event.arch] = event.missing
         if event.attempt and set(event.missing) == set(progress.last_missing.get(event.arch, ())):
             progress.vain_attempts.add(event.attempt)
-        for capability in event.missing:
+        self._learn_needs(progress, event.missing)
+
+    def _learn_needs(self, progress: MemberProgress, missing: Iterable[str]) -> None:
+        """Let a member wait for those that provide what it misses, unless they wait for it."""
+        for capability in missing:
             for key in self.find_providers(progress, capability):
                 self._dependents[key].add(progress.key)
                 if not (is_conflict(capability) or self.is_met(key) or self._is_needed(progress.key, key)):
@@ -418,13 +410,15 @@ class BatchState:
         self._set_state(progress, MemberState.HELD)
 
     def _adopt_plan(self, plan: Plan) -> None:
-        """Take a plan: members of the same source rpm keep their progress, others are built."""
+        """Take a plan: members of the same source rpm keep their progress and learned needs, others are built."""
         before, self.members = self.members, {}
+        learned: dict[str, set[str]] = {}
         for member in plan.members:
             progress = before.get(member.key)
             if progress is None or progress.member.srpm_sha256 != member.srpm_sha256:
                 count = progress.count if progress else 0
                 progress = MemberProgress(member=member, disttag=member.disttag, count=count)
+            learned[member.key] = progress.needs - set(progress.member.needs)
             progress.member, progress.needs = member, set(member.needs) - {member.key}
             self.members[member.key] = progress
         self.plan = plan
@@ -434,6 +428,12 @@ class BatchState:
                 self._dependents[need].add(key)
             for name in (*progress.member.provides, *progress.member.packages):
                 self._providers[name].add(key)
+        for key, progress in self.members.items():
+            for need in learned[key]:
+                self._dependents[need].add(key)
+                if not self._is_needed(key, need):
+                    progress.needs.add(need)
+            self._learn_needs(progress, progress.missing)
         self.counts = Counter(progress.state for progress in self.members.values())
         self.released_ahead, self.ready, self.unsettled = Counter(), set(), set()
         for progress in self.members.values():

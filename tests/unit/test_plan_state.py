@@ -832,6 +832,39 @@ def test_a_rejected_leg_that_another_attempt_published_is_published() -> None:
     assert released(farm.act()) == [key("app")]
 
 
+def test_a_replaced_member_still_releases_who_learned_to_need_it() -> None:
+    members = [make_member("lib"), make_member("app"), make_member("top", ["app"])]
+    newer = attr.evolve(members[0], srpm="lib-2-1.src.rpm", srpm_sha256="1" * 64)
+    farm = Farm(make_plan(members))
+    farm.state = BatchState(farm.plan, lambda _: make_plan([newer, *members[1:]]))
+    farm.state.apply(farm.journal[0])
+    farm.act()
+    farm.wait(key("app"), "liblib")
+    farm.finish(key("lib"), Status.FAILED)
+    assert farm.act()[-1] == Rest()
+    farm.order(OrderKind.REPLACE, key("lib"))
+    farm.act()
+    assert farm.state.unmet_needs(key("app")) == [key("lib")]
+    farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")]
+
+
+def test_a_learned_need_is_dropped_if_the_replacement_needs_that_member() -> None:
+    members = [make_member("lib"), make_member("app")]
+    newer = attr.evolve(members[0], srpm_sha256="1" * 64, needs=(key("app"),))
+    farm = Farm(make_plan(members))
+    farm.state = BatchState(farm.plan, lambda _: make_plan([newer, members[1]]))
+    farm.state.apply(farm.journal[0])
+    farm.act()
+    farm.wait(key("app"), "liblib")
+    farm.finish(key("lib"), Status.FAILED)
+    farm.act()
+    farm.order(OrderKind.REPLACE, key("lib"))
+    farm.unprovided = {key("app")}
+    farm.act()
+    assert farm.state_of("app") == MemberState.FAILED, "nobody that could provide it can be built before"
+
+
 # --- anything in any order
 
 
