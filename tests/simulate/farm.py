@@ -309,8 +309,8 @@ class Farm:
         listed = {Path(name).parent for name in read_listing(self.store.target(TARGET) / "repodata")}
         legs = {(folder.parts[0], folder.name) for folder in listed}
         for key, record in self.records.history.items():
-            package, evr = record.srpm.removesuffix(".src.rpm").split("-", 1)
-            if record.published and (package, f"{evr}.{record.arch}") not in legs:
+            place = Path(record.place)  # repo/<target>/<package>/<timestamp>/<evr>.<arch>
+            if record.published and (place.parts[2], place.name) not in legs:
                 self.unlisted.add(key)
 
     def cancel(self, build_id: str) -> None:
