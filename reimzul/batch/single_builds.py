@@ -225,6 +225,6 @@ def apply_own_event(build: SingleBuild, event: BuildEvent) -> SingleBuild | None
         return attr.evolve(
             build, state=SingleState.WAITING, job=event.job or build.job, missing=missing, since=since, event_at=latest
         )
-    if event.job and event.job != build.job and event.status == Status.QUEUED:
+    if event.status == Status.QUEUED and event.job not in (0, build.job, build.number):
         return attr.evolve(build, job=event.job)  # moved to the front, or put again after a builder's fault
     return None

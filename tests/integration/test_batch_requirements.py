@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attr
 import pytest
 
 from reimzul.batch import cli as batch_cli
-from reimzul.batch import job_checks, target_provides
-from reimzul.core.beanstalk import BATCH, HELD_SECONDS, PRIORITY, Broker, arch_tube
+from reimzul.batch import job_checks, jobs, target_provides
+from reimzul.core.beanstalk import BATCH, HELD_SECONDS, NOTIFY, PRIORITY, Broker, arch_tube
 from reimzul.core.capability import Provide
 from reimzul.core.config import load_file
 from reimzul.core.control import new_flag, set_flag
@@ -371,6 +372,19 @@ def test_a_kick_that_was_lost_is_repeated(hasty: Stand, broker: Broker) -> None:
 
 
 # --- single builds
+
+
+def test_only_a_job_that_a_builder_may_reserve_is_that_of_a_build(broker: Broker) -> None:
+    asked = request()
+    numbers = [
+        broker.put(BATCH, attr.evolve(asked, after=(OTHER_ID,)), priority=PRIORITY),
+        broker.put(NOTIFY, event_for(asked, Status.QUEUED, held=True), priority=PRIORITY),
+        broker.put(BATCH, event_for(asked, Status.PUBLISHED), priority=PRIORITY),
+        broker.put(arch_tube(ARCH), asked, priority=PRIORITY, delay=HELD_SECONDS),
+    ]
+    assert [jobs.find_job(broker, each, BUILD_ID) is not None for each in numbers] == [False, False, False, True]
+    found = jobs.find_jobs(broker, range(numbers[0], numbers[-1] + 1), [BUILD_ID], lambda: None)
+    assert list(found) == numbers[-1:]
 
 
 def test_a_build_with_after_is_built_once_the_others_are_published(stand: Stand, broker: Broker) -> None:

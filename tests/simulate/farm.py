@@ -282,14 +282,15 @@ class Farm:
 
     # --- people
 
-    def submit(self, name: str) -> None:
+    def submit(self, name: str, *, after: tuple[str, ...] = (), dep_wait: int = 0) -> None:
         """Submit a build, as `reimzul-submit` does."""
         header = programs.source_header(name)
         digest = hashlib.sha256(self.sources[f"{name}-1-1.src.rpm"]).hexdigest()
         source = Source(name=f"{name}-1-1.src.rpm", sha256=digest, copied=False, header=header)
         options = submission.SubmissionOptions(
-            arches=(ARCH,), target=TARGET.rpartition(".")[0], disttag=".x", scratch=name.startswith("scratch")
-        )
+            arches=(ARCH,), target=TARGET.rpartition(".")[0], disttag=".x", scratch=name.startswith("scratch"),
+            after=after, dep_wait=dep_wait,
+        )  # fmt: skip
         (request,) = submission.make_requests(source, options, "someone")
         self.accepted[request.build_id] = request
         self.doubtful.add(request.build_id)
