@@ -172,8 +172,16 @@ def entry_of_event(event: BuildEvent) -> Entry:
 
 
 def prepare_order(order: BatchOrder, runner: ActionRunner, arches: Arches) -> None:
-    """Check a `replace`, and cancel the builds that it replaces. Raises `InvalidMessage`."""
-    if order.order != OrderKind.REPLACE or order.id in runner.state.orders:
+    """Complete the ends of members that a kill has left half done, since a new build keeps nothing of them.
+
+    Check a `replace`, and cancel the builds that it replaces. Raises `InvalidMessage`.
+    """
+    if order.id in runner.state.orders:
+        return
+    for progress in filter(None, map(runner.state.members.get, order.members)):
+        if progress.end_state and progress.is_put:
+            runner.complete_end(progress)
+    if order.order != OrderKind.REPLACE:
         return
     try:
         plan = runner.batch.load_checked_plan(order.plan_sha256, arches)

@@ -591,6 +591,26 @@ def test_an_end_that_a_kill_kept_from_being_announced_is_announced(stand: Stand,
         until(lambda: not list(stands.list_jobs(broker)), 5, "their jobs are gone")
 
 
+def test_an_end_that_a_kill_kept_from_being_announced_is_announced_before_a_retry(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"user": [["misspelt"]]}) as farm:
+        stand.submit(broker, make_plan(member("user"), member("behind", "user")))
+        stand.wait_for({"user": "waiting"})
+        farm.is_building.clear()
+        progress = stand.state().members[f"user.{ARCH}"]
+        until(lambda: broker.job_stats(progress.job).is_held, 10, "its builder holds it")
+        stand.kill()
+        ended = {"kind": "ended", "member": progress.key, "build": progress.build_id, "state": "failed"}
+        with contextlib.closing(Journal(journal_path(stand.incoming, BATCH_ID))) as journal:
+            journal.append([{**ended, "reason": "nobody provides misspelt", "at": time.time()}])
+        stand.order(broker, "retry", "user")
+        stand.start()
+        until(lambda: stand.state().members[progress.key].count == 2, 10, "it is put again")
+        until(lambda: farm.of("user", Status.FAILED), 10, "the end of the first build is announced")
+        assert [each.build_id for each in farm.of("user", Status.FAILED)] == [progress.build_id]
+        assert progress.build_id not in [request.build_id for _, request in stands.list_jobs(broker)]
+
+
 def test_a_batch_cancelled_while_it_is_put_leaves_no_job(stand: Stand, broker: Broker) -> None:
     """Whoever is killed while it puts may have put one more than it noted."""
     names = [f"p{number:03}" for number in range(250)]
