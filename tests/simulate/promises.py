@@ -212,7 +212,7 @@ def _check_mails(farm: Farm) -> Iterator[str]:
             yield f"{mail.name}: mailed twice"
         told.add(mail.name)
     for key, record in farm.records.history.items():
-        is_overturned = record.published and (key, Status.CANCELLED) in told
+        is_overturned = record.published and ((key, Status.CANCELLED) in told or record.build_id in farm.cancelled)
         if record.is_over and (key, record.status) not in told and not is_overturned:
             yield f"{key}: its {record.status} was never mailed"
         if record.published and (key, Status.PUBLISHED) not in told:
