@@ -20,7 +20,7 @@ from tests.simulate.farm import BATCH, DAEMONS, SECOND_REPOGEN, Farm
 from tests.simulate.scheduler import Process
 
 #: How many of the seeds have a batch.
-BATCH_SHARE = 1.0
+BATCH_SHARE = 0.2
 #: Seconds of virtual time that a farm gets to come to rest.
 LIMIT_SECONDS = 4 * 3600.0
 #: Seconds during which faults begin.
