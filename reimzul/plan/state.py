@@ -262,6 +262,7 @@ class BatchState:
             progress.forget_results(kept=[MemberState.BUILT, MemberState.PUBLISHED])
             progress.legs.pop(event.arch, None)
         self._set_state(progress, MemberState.RELEASED)
+        self._update_dependents(progress)
         return True
 
     def _add_result(self, progress: MemberProgress, event: BuildEvent) -> None:

@@ -612,6 +612,19 @@ def test_what_an_old_worker_failed_for_want_of_a_member_is_built_again_once_that
     assert released(farm.act()) == [key("app")], "the library has another build"
 
 
+def test_a_retry_of_a_member_whose_follower_is_released_holds_up_who_needs_it() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app", ["lib"])]))
+    farm.act()
+    farm.room = 0
+    farm.wait_with_follower(key("lib"), "misspelt")
+    farm.order(OrderKind.RELEASE, key("lib"))
+    farm.act()
+    assert (farm.state_of("lib"), farm.state.ready) == (MemberState.RELEASED, {key("app")})
+    again = {"build_id": "f" * 32, "parent": farm.state.members[key("lib")].build_id, "job": 99}
+    farm.tell(key("lib"), Status.QUEUED, **again)
+    assert not farm.state.ready
+
+
 def test_a_follower_that_is_built_again_elsewhere_keeps_the_batch_open() -> None:
     farm = Farm(make_plan([make_member("lib")]))
     farm.act()
