@@ -16,7 +16,7 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
-from reimzul.admin.batch_lookup import find_batch
+from reimzul.admin.batch_lookup import find_plan
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
@@ -139,7 +139,7 @@ def command(
     """
     targets = expand_option(settings, target)
     if batch is not None:
-        plan = find_batch(settings, batch).state.plan
+        plan = find_plan(settings, batch)
         batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
     wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch, batch=batch)
     with lookup.reading_history(settings.history.url) as history:
