@@ -25,6 +25,8 @@ ALL: dict[str, tuple[str, ...]] = {
     "admin": (),
     "sync": (),
     "batch": (),
+    "batches": (),
+    "held": (),
     "pages": (),
     "plan": (),
 }

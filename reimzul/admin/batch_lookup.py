@@ -20,7 +20,7 @@ from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkersUnavailable, list_live
 from reimzul.plan import view
 from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, load_batch, read_summary
-from reimzul.plan.document import FOLDER, SEED_SUFFIX
+from reimzul.plan.document import FOLDER, SEED_SUFFIX, Plan, plan_path, read_plan
 from reimzul.plan.state import BatchState
 
 _ID = re.compile(r"[0-9a-f]{1,8}")
@@ -38,10 +38,22 @@ def list_batches(settings: Settings) -> list[str]:
 
 def find_batch(settings: Settings, given: str | None) -> BatchFiles:
     """Return the batch whose id has this prefix; without one the newest that is not over. Raises `InputError`."""
-    known = list_batches(settings)
     if given is None:
-        return _find_newest_unfinished(settings, known)
-    prefix = given.lower()
+        return _find_newest_unfinished(settings, list_batches(settings))
+    return _open_batch(settings, _find_id(settings, given))
+
+
+def find_plan(settings: Settings, given: str) -> Plan:
+    """Return the plan of the batch whose id has this prefix; its journal is not read. Raises `InputError`."""
+    batch = _find_id(settings, given)
+    try:
+        return read_plan(plan_path(settings.incoming.folder, batch))
+    except InputError as error:
+        raise InputError(f"batch {batch} cannot be read: {error}") from None
+
+
+def _find_id(settings: Settings, given: str) -> str:
+    known, prefix = list_batches(settings), given.lower()
     if not _ID.fullmatch(prefix):
         raise InputError(f"{validators.quoted(given)} is no batch id, nor the beginning of one: up to 8 hex digits")
     found = [each for each in known if each.startswith(prefix)]
@@ -50,13 +62,20 @@ def find_batch(settings: Settings, given: str | None) -> BatchFiles:
         raise InputError(f"no batch's id begins with {prefix}{hint}")
     if len(found) > 1:
         raise InputError(f"more than one batch's id begins with {prefix}{list_known(found)}")
-    return BatchFiles(settings.incoming.folder, found[0])
+    return found[0]
+
+
+def _open_batch(settings: Settings, batch: str) -> BatchFiles:
+    try:
+        return BatchFiles(settings.incoming.folder, batch)
+    except InputError as error:
+        raise InputError(f"batch {batch} cannot be read: {error}") from None
 
 
 def _find_newest_unfinished(settings: Settings, known: Iterable[str]) -> BatchFiles:
     newest = ""
     for batch in known:
-        files = BatchFiles(settings.incoming.folder, batch)
+        files = _open_batch(settings, batch)
         if not files.state.is_over:
             return files
         newest = newest or batch

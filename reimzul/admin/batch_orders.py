@@ -6,9 +6,10 @@ An order goes into the tube `batch`. It is obeyed once `reimzul-batch` has journ
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 import attr
@@ -19,11 +20,11 @@ from reimzul.admin.output import confirm, json_option, pass_settings, print_resu
 from reimzul.core.batch_message import BatchOrder, OrderKind
 from reimzul.core.beanstalk import BATCH, BATCH_ORDER, Broker
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
-from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.errors import EXIT_FAILED, InputError, ReservationLost
 from reimzul.core.formatting import pluralize
 from reimzul.core.settings import Settings
 from reimzul.plan import overview
-from reimzul.plan.batches import BatchFiles
+from reimzul.plan.batches import BatchFiles, load_batch
 from reimzul.plan.members import describe_missing, describe_wait
 from reimzul.plan.overview import BatchPhase
 from reimzul.plan.progress import MemberProgress, MemberState
@@ -48,8 +49,12 @@ class OrderResult:
     order: str
     members: Sequence[str]  #: keys; empty: the whole batch
     ids: Sequence[str]  #: of the orders that were sent
-    is_obeyed: bool
-    message: str
+    fault: str  #: why they were not obeyed; empty if they were
+    message: str = ""
+
+    @property
+    def is_obeyed(self) -> bool:
+        return not self.fault
 
     def to_dict(self) -> dict[str, Any]:
         about = {name: getattr(self, name) for name in ("batch", "order", "message")}
@@ -64,11 +69,9 @@ def give_order(
     parts = [*split_members(members)] if members else [()]
     orders = [BatchOrder(id=secrets.token_hex(8), members=part, **about) for part in parts]
     with Broker.from_settings(settings.beanstalkd) as broker:
-        for order in orders:
-            broker.put(BATCH, order, priority=BATCH_ORDER)
-    ids = [order.id for order in orders]
-    is_obeyed = _wait_until_obeyed(files, ids)
-    return OrderResult(batch=files.batch, order=kind, members=members, ids=ids, is_obeyed=is_obeyed, message="")
+        jobs = {order.id: broker.put(BATCH, order, priority=BATCH_ORDER) for order in orders}
+        fault = _wait_until_obeyed(broker, files, jobs)
+    return OrderResult(batch=files.batch, order=kind, members=members, ids=list(jobs), fault=fault)
 
 
 def split_members(members: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -85,23 +88,36 @@ def split_members(members: Iterable[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(part)
 
 
-def _wait_until_obeyed(files: BatchFiles, ids: Iterable[str]) -> bool:
-    deadline, wanted = time.monotonic() + OBEY_TIMEOUT_SECONDS, set(ids)
-    while not wanted <= files.refresh().orders:
+def _wait_until_obeyed(broker: Broker, files: BatchFiles, jobs: Mapping[str, int]) -> str:
+    """Wait until orders are obeyed, given their jobs; return why they are not."""
+    deadline = time.monotonic() + OBEY_TIMEOUT_SECONDS
+    while not jobs.keys() <= files.refresh().orders:
+        if any(_is_refused(broker, job) for job in jobs.values()):
+            return _describe_refusal(files)
         if time.monotonic() > deadline:
-            return False
+            return _NOT_OBEYED.format(OBEY_TIMEOUT_SECONDS)
         time.sleep(_POLL_SECONDS)
-    return True
+    return ""
 
 
-def describe_not_obeyed() -> str:
-    return _NOT_OBEYED.format(OBEY_TIMEOUT_SECONDS)
+def _is_refused(broker: Broker, job: int) -> bool:
+    with contextlib.suppress(ReservationLost):  # it was obeyed meanwhile
+        return broker.job_stats(job).state == "buried"
+    return False
+
+
+def _describe_refusal(files: BatchFiles) -> str:
+    where = f"`reimzul buried --tube {BATCH.name}` lists the order"
+    try:
+        load_batch(files.incoming, files.batch)
+    except InputError as error:
+        return f"refused by reimzul-batch: {error}; {where}"
+    return f"refused by reimzul-batch; {where}, and the reason"
 
 
 def report_order(command: click.Command, result: OrderResult, message: str, as_json: bool) -> int:
-    """Print what an order changed, or that nobody obeyed it; returns the exit code."""
-    if not result.is_obeyed:
-        message = describe_not_obeyed()
+    """Print what an order changed, or why it was not obeyed; returns the exit code."""
+    message = result.fault or message
     text = f"batch {result.batch}: {message}"
     if as_json or result.is_obeyed:
         print_result(attr.evolve(result, message=message).to_dict(), [text], as_json)

@@ -183,7 +183,7 @@ def _report_pass(
     files: BatchFiles, found: Settlement, number: int, result: batch_orders.OrderResult, as_json: bool
 ) -> int:
     if as_json:
-        message = result.message if result.is_obeyed else batch_orders.describe_not_obeyed()
+        message = result.fault or result.message
         output.print_json(_to_dict(files, found, number, obeyed=result.is_obeyed, message=message))
         return 0 if result.is_obeyed else EXIT_FAILED
     output.print_result(None, [f"{key}: {why}" for key, why in found.stale.items()], False)
@@ -216,7 +216,6 @@ def _close(settings: Settings, files: BatchFiles, as_json: bool) -> int:
     result = batch_orders.give_order(settings, files, OrderKind.CANCEL, waiting, why="closed")
     message = f"closed: {batch_orders.name_members(state, waiting)} cancelled"
     if as_json:
-        message = message if result.is_obeyed else batch_orders.describe_not_obeyed()
-        output.print_json(_to_dict(files, Settlement(), 0, obeyed=result.is_obeyed, message=message))
+        output.print_json(_to_dict(files, Settlement(), 0, obeyed=result.is_obeyed, message=result.fault or message))
         return 0 if result.is_obeyed else EXIT_FAILED
     return batch_orders.report_order(settle, result, message, False)

@@ -25,7 +25,7 @@ from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube, cancel_tube
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildRequest, Status
 from reimzul.core.validators import now_timestamp
-from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
+from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Repeat, Rest, TakeBack
 from reimzul.plan.document import SEED_SUFFIX
 from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.progress import MemberProgress, MemberState
@@ -60,6 +60,8 @@ class ActionRunner:
         for each in actions:
             if isinstance(each, CancelBuild):
                 self._cancel(each)
+            elif isinstance(each, Repeat):
+                self.batch.record([{**each.entry, "at": time.time()}])
             elif isinstance(each, Pause):
                 log.warning("batch %s paused: %s", self.batch.id, each.reason)
                 self.batch.record([{"kind": EntryKind.PAUSED, "reason": each.reason, "at": time.time()}])
@@ -143,9 +145,10 @@ class ActionRunner:
                 self.kick(progress)
 
     def kick(self, progress: MemberProgress) -> None:
-        """Make the job of a released build ready, and announce that; where a builder holds it, it is kicked later.
+        """Announce that the job of a released build is ready, and make it so; one that a builder holds is kicked later.
 
-        A builder announces that its build waits before it holds the job, so a release may come before that.
+        A builder announces that its build waits before it holds the job, so a release may come before that. A job
+        that is ready, or in the pause of a retry, needs no kick.
         """
         self.batch.pending_kicks.pop(progress.key, None)
         found = jobs.find_job(self.broker, progress.job, progress.build_id)
@@ -153,15 +156,15 @@ class ActionRunner:
             return
         if found.stats.state == "reserved":
             self.batch.pending_kicks[progress.key] = progress.build_id
-            return
-        with contextlib.suppress(ReservationLost):  # it is ready already
-            self.broker.kick(progress.job)
-        reason = progress.stale or f"released: job {progress.job} of tube {progress.member.tube}"
-        arches = progress.list_unfinished(found.request.announced_arches)
-        jobs.announce_queued(
-            self.broker, found.request, arches, progress.job, found.stats.priority, progress.member.tube, held=False,
-            reason=reason, at=jobs.next_event_time(progress.at), **name_package(progress),
-        )  # fmt: skip
+        elif found.stats.is_held:
+            reason = progress.stale or f"released: job {progress.job} of tube {progress.member.tube}"
+            arches = progress.list_unfinished(found.request.announced_arches)
+            jobs.announce_queued(
+                self.broker, found.request, arches, progress.job, found.stats.priority, progress.member.tube,
+                held=False, reason=reason, at=jobs.next_event_time(progress.at), **name_package(progress),
+            )  # fmt: skip
+            with contextlib.suppress(ReservationLost):  # cancelled meanwhile, or kicked by a person
+                self.broker.kick(progress.job)
 
     def _take_back(self, keys: Iterable[str]) -> None:
         taken = []

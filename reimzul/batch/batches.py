@@ -14,6 +14,7 @@ from reimzul.batch.jobs import without_logs
 from reimzul.batch.open_batch import OpenBatch, has_begun
 from reimzul.core.arch import Arches
 from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
+from reimzul.core.daemon import MAX_WAIT_SECONDS
 from reimzul.core.errors import InputError, InvalidMessage, RetryLater, describe_os_error
 from reimzul.core.message import BuildEvent
 from reimzul.plan.batches import read_announced_end
@@ -118,15 +119,18 @@ class Batches:
 
     def find_for_order(self, order: BatchOrder) -> OpenBatch:
         """The batch that an order is for. Raises `InvalidMessage`, and `RetryLater` if its request is still to come."""
+        about = f"{order.order} of batch {order.batch}, ordered by {order.by}"
         try:
             batch = self._find(order.batch)
         except InputError as error:
-            raise InvalidMessage(f"batch {order.batch}: {error}") from None
+            raise InvalidMessage(f"{about}: {error}") from None
         if batch is not None:
             return batch
-        if plan_path(self.incoming, order.batch).exists():
-            raise RetryLater(f"batch {order.batch} has not begun yet", pause=2)
-        raise InvalidMessage(f"there is no batch {order.batch}")
+        if not plan_path(self.incoming, order.batch).exists():
+            raise InvalidMessage(f"{about}: there is no such batch")
+        if time.time() - order.at > MAX_WAIT_SECONDS:
+            raise InvalidMessage(f"{about}: the batch has not begun, nor did it since")
+        raise RetryLater(f"batch {order.batch} has not begun yet", pause=2)
 
     def keep_event(self, event: BuildEvent) -> None:
         """Journal an event of a batch that is not touched, so that it counts later. Raises `RetryLater`."""
@@ -168,13 +172,21 @@ def entry_of_event(event: BuildEvent) -> Entry:
 
 
 def prepare_order(order: BatchOrder, runner: ActionRunner, arches: Arches) -> None:
-    """Check a `replace`, and cancel the builds that it replaces. Raises `InvalidMessage`."""
-    if order.order != OrderKind.REPLACE or order.id in runner.state.orders:
+    """Complete the ends of members that a kill has left half done, since a new build keeps nothing of them.
+
+    Check a `replace`, and cancel the builds that it replaces. Raises `InvalidMessage`.
+    """
+    if order.id in runner.state.orders:
+        return
+    for progress in filter(None, map(runner.state.members.get, order.members)):
+        if progress.end_state and progress.is_put:
+            runner.complete_end(progress)
+    if order.order != OrderKind.REPLACE:
         return
     try:
         plan = runner.batch.load_checked_plan(order.plan_sha256, arches)
     except InputError as error:
-        raise InvalidMessage(f"batch {order.batch}: {error}") from None
+        raise InvalidMessage(f"{order.order} of batch {order.batch}, ordered by {order.by}: {error}") from None
     kept = {each.key: each.srpm_sha256 for each in plan.members}
     runner.cancel_replaced(_find_replaced(runner.state, kept))
 

@@ -127,6 +127,9 @@ class BatchDaemon(Daemon[BatchMessage]):
             self.targets.note_publication(event.target)
         if event.claimed:
             return None
+        for batch in self.batches.active():
+            if batch.state.member_of_build(event) is None and batch.state.find_substituted(event) is not None:
+                batch.record([entry_of_event(event)])
         if found is None:
             self.batches.keep_event(event)
             return None
@@ -217,6 +220,6 @@ def announce_news(broker: Broker, batch: OpenBatch) -> bool:
     """Announce what people are to be notified of, then note that; repeated after a kill, it has the same key."""
     news = batch.find_news()
     for each in news:
-        broker.announce(each)
+        broker.announce(each.event)
     batch.record([announced_entry(each, time.time()) for each in news])
     return bool(news)

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import attr
 
 from reimzul.batch import jobs
-from reimzul.batch.actions import ActionRunner, make_request
+from reimzul.batch.actions import ActionRunner, make_request, name_package
 from reimzul.batch.open_batch import OpenBatch
 from reimzul.core import control
 from reimzul.core.beanstalk import BATCH, CREATEREPO, HELD_SECONDS, NOTIFY, Broker, arch_tube
 from reimzul.core.errors import ReimzulError
-from reimzul.core.message import BuildEvent, Status
+from reimzul.core.message import BuildEvent, BuildRequest, Status
 from reimzul.core.pending import read_pending
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
@@ -153,16 +153,29 @@ class JobChecker:
         if progress.results != known:
             return
         if progress.result:
-            reason = f"its job {progress.job} is gone, and has left no result"
-            batch.record([batch.entry_of(EntryKind.ENDED, progress, state=MemberState.FAILED, reason=reason)])
+            _end_followers(runner, progress)
         else:
             put_again(runner, progress)
+
+
+def _end_followers(runner: ActionRunner, progress: MemberProgress) -> None:
+    """Announce the end of the followers of a build whose job was lost, after a kill under the same attempt; note it."""
+    reason = f"its job {progress.job} is gone, and has left no result"
+    request, about = _repeat_request(runner.batch, progress), name_package(progress)
+    jobs.announce_end(runner.broker, request, progress.list_unfinished(), Status.FAILED, reason, progress.at, about)
+    ended = runner.batch.entry_of(EntryKind.ENDED, progress, state=MemberState.FAILED, reason=reason)
+    runner.batch.record([ended])
+
+
+def _repeat_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
+    """The request of a build that was put already."""
+    return attr.evolve(make_request(batch, progress), build_id=progress.build_id, parent="")
 
 
 def put_again(runner: ActionRunner, progress: MemberProgress) -> None:
     """Put a build whose job was lost, with the same build id; a builder finds what was uploaded already."""
     batch, member = runner.batch, progress.member
-    request = attr.evolve(make_request(batch, progress), build_id=progress.build_id, parent="")
+    request = _repeat_request(batch, progress)
     priority = batch.state.plan.priority + member.rank
     job, flag = control.requeue_unless_cancelled(
         runner.broker, arch_tube(member.tube), request, priority=priority, delay=HELD_SECONDS

@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import attr
 
-from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, Broker
+from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, NOTIFY, Broker
 from reimzul.core.beanstalk_stats import JobStats
 from reimzul.core.errors import InvalidMessage, ReservationLost
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for
@@ -27,17 +27,18 @@ class FoundJob:
 
 def find_job(broker: Broker, number: int, build_id: str) -> FoundJob | None:
     """The job of a build; None if that number has no job, or another's: numbers fall when a binlog is lost."""
-    request = peek_request(broker, number)
-    if request is None or request.build_id != build_id:
-        return None
-    with contextlib.suppress(ReservationLost):
-        return FoundJob(request, broker.job_stats(number))
-    return None
+    return _find_job(broker, number, [build_id])
 
 
-def peek_request(broker: Broker, number: int) -> BuildRequest | None:
+def _find_job(broker: Broker, number: int, build_ids: Collection[str]) -> FoundJob | None:
+    """The job with a number, if it is one that a builder may reserve, of one of these builds.
+
+    An event has all fields of a request, and a request that is to be held comes in the tube `batch`.
+    """
     with contextlib.suppress(ReservationLost, InvalidMessage):
-        return BuildRequest.decode(broker.peek(number))
+        request = BuildRequest.decode(broker.peek(number))
+        if request.build_id in build_ids and (stats := broker.job_stats(number)).tube not in (NOTIFY.name, BATCH.name):
+            return FoundJob(request, stats)
     return None
 
 
@@ -62,9 +63,8 @@ def find_jobs(
     for number in numbers:
         if number % _PEEKS_BETWEEN_PINGS == 0:
             ping()
-        request = peek_request(broker, number)
-        if request is not None and request.build_id in build_ids:
-            found[number] = request
+        if (job := _find_job(broker, number, build_ids)) is not None:
+            found[number] = job.request
     return found
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from reimzul.core.arch import Arches
-from reimzul.core.batch_event import BatchEvent
 from reimzul.core.batch_message import BatchRequest
 from reimzul.core.errors import InputError, RetryLater, describe_os_error
 from reimzul.core.message import Status
-from reimzul.plan.announcements import find_announcements
+from reimzul.plan.announcements import Announcement, find_announcements
 from reimzul.plan.document import Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import Entry, EntryKind, Journal, read_journal
 from reimzul.plan.progress import MemberProgress
@@ -111,8 +110,8 @@ class OpenBatch:
         at = max(time.time(), progress.at + 0.001)
         return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": at, **more}
 
-    def find_news(self) -> list[BatchEvent]:
-        """The events that people are to be notified of and that the journal does not have yet."""
+    def find_news(self) -> list[Announcement]:
+        """What people are to be notified of and the journal does not have yet."""
         if self._looked_at == self.changed_at:
             return []
         news = find_announcements(self.state)

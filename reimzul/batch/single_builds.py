@@ -170,13 +170,13 @@ class SingleBuilds:
         elif found.stats.state == "reserved":
             self._pending_kicks.add(build.build_id)
         elif found.stats.is_held:
-            with contextlib.suppress(ReservationLost):
-                broker.kick(build.job)
             reason = f"released: job {build.job} of tube {build.tube}"
             jobs.announce_queued(
                 broker, found.request, list_legs(build), build.job, found.stats.priority, build.tube, held=False,
                 reason=reason, at=jobs.next_event_time(build.event_at),
             )  # fmt: skip
+            with contextlib.suppress(ReservationLost):
+                broker.kick(build.job)
 
     def _finish_if_over(self, build: SingleBuild) -> None:
         if self._pipeline.find_results(build.build_id):
@@ -225,6 +225,6 @@ def apply_own_event(build: SingleBuild, event: BuildEvent) -> SingleBuild | None
         return attr.evolve(
             build, state=SingleState.WAITING, job=event.job or build.job, missing=missing, since=since, event_at=latest
         )
-    if event.job and event.job != build.job and event.status == Status.QUEUED:
+    if event.status == Status.QUEUED and event.job not in (0, build.job, build.number):
         return attr.evolve(build, job=event.job)  # moved to the front, or put again after a builder's fault
     return None

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which source rpms in `incoming/` no build needs any more, and their removal.
 
-A file is needed by a build that waits, runs or waits to be published, and by one that failed lately and may be retried.
+A file is needed by a build that waits, runs or waits to be published, by one that failed lately and may be retried, and
+by every member of a batch that is not over: a person may retry or settle it. A batch that is not over has held builds.
 A build that is being submitted is not in the history yet: core/incoming.py has its mark.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import attr
@@ -44,7 +45,8 @@ def find_old_sources(history: History, folder: Path, before: float) -> list[OldS
         found = sorted(_list_sources(folder, before), key=lambda each: (each.since, each.srpm))
     except OSError as error:
         raise ReimzulError(f"{folder}: {describe_os_error(error)}") from error
-    return [attr.evolve(each, message=_describe_need(history, each.srpm, before)) for each in found]
+    batches = {each.batch for each in history.find_unfinished() if each.batch} if found else set()
+    return [attr.evolve(each, message=_describe_need(history, each.srpm, before, batches)) for each in found]
 
 
 def _list_sources(folder: Path, before: float) -> Iterator[OldSource]:
@@ -57,11 +59,13 @@ def _list_sources(folder: Path, before: float) -> Iterator[OldSource]:
                     yield OldSource(srpm=entry.name, bytes=entry.stat(follow_symlinks=False).st_size, since=since)
 
 
-def _describe_need(history: History, srpm: str, before: float) -> str:
-    """Name a build that needs a source rpm; empty if none does."""
+def _describe_need(history: History, srpm: str, before: float, batches: Collection[str]) -> str:
+    """Name a build that needs a source rpm, or an unfinished batch; empty if none does."""
     for build in history.iterate_builds(BuildFilter(srpm=srpm)):
         if _needs_source(build, before):
             return f"{build.arch} of build {build.build_id[:8]} is {build.state}"
+        if build.batch in batches:
+            return f"batch {build.batch} is not over"
     return ""
 
 

@@ -52,7 +52,7 @@ def resulting_status(decided: str, status: str) -> str:
 def news_kind(event: Event) -> str:
     """Return what distinguishes this event from others of its build: two of the same kind are one piece of news."""
     if isinstance(event, BuildEvent):
-        if event.held is not None:
+        if event.status == Status.QUEUED and event.held is not None:
             return _hold_kind(event)
         if event.status in (Status.QUEUED, Status.BUILDING) and event.attempt:
             return f"{event.status}/{event.attempt}"

@@ -267,6 +267,7 @@ class CancelReaper:
         changed: dict[str, Any] = {
             "tube": "", "job": 0, "priority": None, "due": 0.0, "attempt": "", "url": "", "builder_fqdn": "",
             "owed": {}, "status": Status.CANCELLED, "reason": flag.cancel_text, "at": round(time.time(), 3),
+            "held": None, "missing": (), "waits_for": "",
         }  # fmt: skip
         waiting = {event.arch for event in queued}
         for arch in sorted(unfinished, key=lambda arch: arch in waiting):

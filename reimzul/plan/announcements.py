@@ -4,14 +4,18 @@
 `reimzul-batch` calls `find_announcements` after each change of a batch, announces what it returns, and then journals an
 `announced` entry for each (`announced_entry`). If it is killed in between, the same event is announced again under the
 same key, which the notifier knows.
+
+The first causes of a batch's failures are announced one by one, later ones together: once an hour, or in the event that
+announces that the batch has stopped.
 """
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Callable
+
+import attr
 
 from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.formatting import pluralize
@@ -30,22 +34,35 @@ from reimzul.plan.state import BatchState
 
 #: Causes that an event lists; it has room for some lines more.
 _MAX_LISTED_CAUSES = 30
+#: Causes of a batch that are announced one by one, and seconds between two events that list later ones.
+MAX_SINGLE_CAUSES, DIGEST_SECONDS = 10, 3600.0
 
 #: Makes the text of an event, and the lines below it.
 Describe = Callable[[BatchState], tuple[str, list[str]]]
 
 
-def find_announcements(state: BatchState) -> list[BatchEvent]:
-    """Return the events that were not announced yet: a new cause of failures, and the end, rest or pause of a batch."""
-    due = [(status, make_key(state, status, about), describe) for status, about, describe in _list_news(state)]
-    return [
-        _make_event(state, status, key, *describe(state)) for status, key, describe in due if key not in state.announced
-    ]
+@attr.frozen
+class Announcement:
+    event: BatchEvent
+    others: Sequence[str] = ()  #: keys of the events that this one is announced instead of
 
 
-def announced_entry(event: BatchEvent, at: float) -> Entry:
+def find_announcements(state: BatchState) -> list[Announcement]:
+    """Return what was not announced yet: new causes of failures, and the end, rest or pause of a batch."""
+    found = list(_announce_causes(state))
+    stop = _find_stop(state)
+    if stop is not None:
+        status, describe = stop
+        key = make_key(state, status, f"{state.stopped_at:.3f}")
+        if key not in state.announced:
+            found.append(Announcement(_make_event(state, status, key, *describe(state))))
+    return found
+
+
+def announced_entry(news: Announcement, at: float) -> Entry:
     """The entry with the whole event: of a batch that is over, it sums up what became of its members."""
-    return {"kind": EntryKind.ANNOUNCED, "at": at, "key": event.key, "event": event.to_json()}
+    others = {"others": list(news.others)} if news.others else {}
+    return {"kind": EntryKind.ANNOUNCED, "at": at, "key": news.event.key, "event": news.event.to_json(), **others}
 
 
 def make_key(state: BatchState, status: str, about: str) -> str:
@@ -53,20 +70,30 @@ def make_key(state: BatchState, status: str, about: str) -> str:
     return uuid.uuid5(NAMESPACE, f"{state.plan.batch} {status} {about}").hex
 
 
-def _list_news(state: BatchState) -> Iterator[tuple[str, str, Describe]]:
-    """Yield status and distinction of everything that people are notified of, and the function that describes it."""
-    first: dict[str, MemberProgress] = {}
+def _announce_causes(state: BatchState) -> Iterator[Announcement]:
+    """Announce the causes that nobody was notified of, in the order in which they were found."""
+    new: dict[str, MemberProgress] = {}
     for progress in sorted(find_failed(state), key=lambda each: (each.at, each.key)):
-        first.setdefault(cause_of_member(progress).id, progress)
-    for cause_id, progress in first.items():
-        yield BatchStatus.NEW_CAUSE, cause_id, functools.partial(_describe_cause, progress=progress)
-    stopped = f"{state.stopped_at:.3f}"
+        key = make_key(state, BatchStatus.NEW_CAUSE, cause_of_member(progress).id)
+        if key not in state.announced:
+            new.setdefault(key, progress)
+    keys = list(new)
+    room = max(0, MAX_SINGLE_CAUSES - state.cause_events)
+    for key in keys[:room]:
+        yield Announcement(_make_event(state, BatchStatus.NEW_CAUSE, key, *_describe_cause(state, new[key])))
+    later, is_due = keys[room:], state.at - state.cause_announced_at >= DIGEST_SECONDS
+    if later and not room and is_due and _find_stop(state) is None:
+        text, lines = _describe_causes(state, [new[key] for key in later])
+        yield Announcement(_make_event(state, BatchStatus.NEW_CAUSE, later[0], text, lines), later[1:])
+
+
+def _find_stop(state: BatchState) -> tuple[str, Describe] | None:
+    """Return the status of a batch that has stopped by itself, and the function that describes it."""
     if state.is_over:
-        yield BatchStatus.OVER, stopped, _describe_end
-    elif state.rests:
-        yield BatchStatus.RESTING, stopped, _describe_rest
-    elif state.is_self_paused:
-        yield BatchStatus.PAUSED, stopped, _describe_pause
+        return BatchStatus.OVER, _describe_end
+    if state.rests:
+        return BatchStatus.RESTING, _describe_rest
+    return (BatchStatus.PAUSED, _describe_pause) if state.is_self_paused else None
 
 
 def _describe_cause(state: BatchState, progress: MemberProgress) -> tuple[str, list[str]]:
@@ -76,6 +103,16 @@ def _describe_cause(state: BatchState, progress: MemberProgress) -> tuple[str, l
         f"Cause {cause.id}: {cause.text}",
         f"Why it failed: reimzul explain {progress.build_id[:8]}",
         f"Build it again: reimzul batch retry {state.plan.batch} {progress.member.name}",
+    ]
+
+
+def _describe_causes(state: BatchState, first: Sequence[MemberProgress]) -> tuple[str, list[str]]:
+    """Describe causes together, each by the member that failed for it first."""
+    lines = [f"{each.key} {each.state}: {cause_of_member(each).text}" for each in first[:_MAX_LISTED_CAUSES]]
+    return f": members failed for {pluralize(len(first), 'more cause')}", [
+        *_cut_list(lines, len(first)),
+        "",
+        f"All of them: reimzul causes --batch {state.plan.batch}",
     ]
 
 
@@ -101,9 +138,11 @@ def _describe_pause(state: BatchState) -> tuple[str, list[str]]:
 
 def _list_causes(state: BatchState) -> list[str]:
     groups = group_failures_by_cause(state)
-    lines = [f"{len(each.members):,} x {each.text}" for each in groups[:_MAX_LISTED_CAUSES]]
-    left_out = len(groups) - _MAX_LISTED_CAUSES
-    return [*lines, f"and {pluralize(left_out, 'more cause')}"] if left_out > 0 else lines
+    return _cut_list([f"{len(each.members):,} x {each.text}" for each in groups[:_MAX_LISTED_CAUSES]], len(groups))
+
+
+def _cut_list(lines: list[str], total: int) -> list[str]:
+    return [*lines, f"and {pluralize(total - len(lines), 'more cause')}"] if total > len(lines) else lines
 
 
 def _make_event(state: BatchState, status: str, key: str, text: str, lines: Sequence[str]) -> BatchEvent:

@@ -21,19 +21,24 @@ from reimzul.plan.state import BatchState
 
 #: More than the longest entry of a journal.
 _MAX_END_BYTES = 1 << 17
-_PLAN_FILE = re.compile(r"([0-9a-f]{8})\.json")
-_PLAN_OR_JOURNAL_FILE = re.compile(r"[0-9a-f]{8}\.(json|log)")
+_PLAN_OR_JOURNAL_FILE = re.compile(r"([0-9a-f]{8})\.(json|log)")
 
 
 def list_batch_ids(incoming: Path) -> list[str]:
-    """Return the ids of all batches, the newest first. Raises `OSError`."""
+    """Return the ids of all batches, the newest first, also of unfinished ones whose plan is gone. Raises `OSError`."""
     folder = incoming / FOLDER
     if not folder.is_dir():
         return []
-    found = [
-        (path.stat().st_mtime, match[1]) for path in folder.iterdir() if (match := _PLAN_FILE.fullmatch(path.name))
-    ]
-    return [batch for _, batch in sorted(found, reverse=True)]
+    times: dict[str, float] = {}
+    for path in folder.iterdir():
+        match = _PLAN_OR_JOURNAL_FILE.fullmatch(path.name)
+        if match and (match[2] == "json" or _has_lost_plan(path)):
+            times[match[1]] = path.stat().st_mtime
+    return sorted(times, key=lambda batch: (times[batch], batch), reverse=True)
+
+
+def _has_lost_plan(journal: Path) -> bool:
+    return not journal.with_suffix(".json").exists() and read_announced_end(journal) is None
 
 
 def list_batch_stamps(incoming: Path) -> dict[str, str]:

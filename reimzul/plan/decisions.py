@@ -6,7 +6,7 @@ The rules, in this order:
 1. A cancelled batch ends its held members and cancels those that run.
 2. A paused batch takes back what no builder has reserved yet.
 3. A member is released once the members it needs are published, the longest chain first; one that waits for a
-   requirement once that is provided.
+   requirement once that is provided. One that failed for want of it, on a worker that holds no jobs, is built again.
 4. When nothing runs and nothing can be released, members behind a failed one are released against its listed build
    (the last resort), and those that wait for what cannot come end as Failed.
 5. When nothing is left to do, the batch is over; or it rests, if members wait behind failed ones.
@@ -14,12 +14,16 @@ The rules, in this order:
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Union
 
 import attr
 
-from reimzul.core.message import NO_BUILDER
+from reimzul.core.batch_message import OrderKind
+from reimzul.core.failure_cause import missing_capabilities
+from reimzul.core.message import NAMESPACE, NO_BUILDER
+from reimzul.plan.journal import Entry, EntryKind
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState
 
@@ -65,6 +69,19 @@ class End:
 
 
 @attr.frozen
+class Repeat:
+    """Build a member again that failed for want of what is published now: a worker older than 0.2 holds no job."""
+
+    key: str
+    order: str  #: the id of the order as which that is journaled, so that it happens once for the same packages
+
+    @property
+    def entry(self) -> Entry:
+        about = {"order": OrderKind.RETRY, "id": self.order, "by": "reimzul-batch", "members": [self.key]}
+        return {"kind": EntryKind.ORDER, **about, "why": "what it lacked is published"}
+
+
+@attr.frozen
 class Pause:
     reason: str
 
@@ -79,7 +96,7 @@ class Finish:
     pass
 
 
-Action = Union[Put, Release, TakeBack, CancelBuild, End, Pause, Rest, Finish]
+Action = Union[Put, Release, TakeBack, CancelBuild, End, Repeat, Pause, Rest, Finish]
 
 
 @attr.frozen(kw_only=True)
@@ -107,7 +124,7 @@ def decide(state: BatchState, around: Surroundings) -> list[Action]:
         return [*ends, *puts, *_take_back(state), *forced]
     releases = list(_releases(state, around))
     vain = list(_end_vain_waits(state))
-    decided: list[Action] = [*ends, *puts, *vain, *releases]
+    decided: list[Action] = [*ends, *puts, *vain, *_repeat_for_want(state), *releases]
     if decided or _is_running(state) or state.ready:
         return decided
     return list(_decide_without_progress(state, around))
@@ -119,14 +136,35 @@ def _is_running(state: BatchState) -> bool:
 
 
 def _end_cancelled(state: BatchState) -> Iterator[Action]:
+    roots: Mapping[str, str] | None = None
     for key, progress in state.members.items():
         reason = progress.cancel_reason or state.cancel_reason
         if not reason or (state.is_ended(progress) and not progress.open_followers):
             continue
         if progress.state in (MemberState.HELD, MemberState.WAITING):
-            yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason)
+            roots = _find_broken_roots(state) if roots is None else roots
+            why = f"; it waited for {roots[key]}, which {_describe_end(state, roots[key])}" if key in roots else ""
+            yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason + why)
         elif not progress.is_cancelling:
             yield CancelBuild(key, reason)
+
+
+def _find_broken_roots(state: BatchState) -> dict[str, str]:
+    """For each member that waits, directly or through others, for broken ones: one of these."""
+    roots: dict[str, str] = {}
+    for key in sorted(key for key, each in state.members.items() if each.state in MemberState.BROKEN):
+        pending = [key]
+        while pending:
+            found = [each for each in state.dependents_of(pending.pop()) if each not in roots]
+            found = [each for each in found if not state.is_ended(state.members[each])]
+            roots.update(dict.fromkeys(found, key))
+            pending += found
+    return roots
+
+
+def _describe_end(state: BatchState, key: str) -> str:
+    ended = state.members[key].state
+    return ended if ended == MemberState.FAILED else f"was {ended}"
 
 
 def _find_mass_fault(state: BatchState) -> str:
@@ -176,6 +214,21 @@ def _end_vain_waits(state: BatchState) -> Iterator[End]:
             missing = ", ".join(progress.missing)
             why = f"nobody provides {missing}; missed {MAX_VAIN_WAITS + 1} times though it was found published"
             yield End(key, MemberState.FAILED, why)
+
+
+def _repeat_for_want(state: BatchState) -> Iterator[Repeat]:
+    """Build the failed members again that lacked only what members have published since, or had published then."""
+    for key, progress in state.members.items() if state.counts[MemberState.FAILED] else ():
+        if progress.state != MemberState.FAILED or progress.end_state or progress.is_wanted:
+            continue
+        missing = missing_capabilities(progress.reason)
+        providers = [state.find_providers(progress, each) for each in missing]
+        published = {each for found in providers for each in found if state.members[each].is_published}
+        if missing and all(published.intersection(found) for found in providers):
+            builds = " ".join(sorted(state.members[each].build_id for each in published))
+            order = uuid.uuid5(NAMESPACE, f"{state.plan.batch} {key} {builds}").hex[:16]
+            if order not in state.orders:
+                yield Repeat(key, order)
 
 
 def _decide_without_progress(state: BatchState, around: Surroundings) -> Iterator[Action]:

@@ -15,7 +15,7 @@ from reimzul.plan.graph import measure_chains, rank_chains
 
 #: What ends the disttag of a seed.
 SEED_DISTTAG = "~bootstrap"
-#: The sha256 of a source rpm in a plan that is only shown.
+#: The sha256 of a source rpm that is not in incoming/ yet.
 _NO_SHA256 = "0" * 64
 
 
@@ -57,7 +57,6 @@ class MemberMaker:
     known: Arches
     disttag: str
     seeds: Mapping[str, str] = attr.field(factory=dict)  #: source -> the bcond that its seed is built with
-    sha256s: Mapping[str, str] = attr.field(factory=dict)  #: of the source rpms, by file name
 
     def make_members(self) -> list[Member]:
         """Make all members, with their ranks."""
@@ -82,7 +81,7 @@ class MemberMaker:
             arch=plan.arch,
             target=plan.target,
             srpm=source.srpm,
-            srpm_sha256=self.sha256s.get(source.srpm, _NO_SHA256),
+            srpm_sha256=_NO_SHA256,
             evr=source.evr,
             tube=self.known.tube_of(plan.arch),
             legs=(plan.arch, NOARCH) if has_noarch_leg else (plan.arch,),

@@ -137,6 +137,7 @@ def to_dict(state: BatchState, progress: MemberProgress, now: float) -> dict[str
         "started": progress.started,
         "at": progress.at,
         "usual": progress.member.seconds if progress.member.is_measured else None,
+        "followers": dict(sorted(progress.follower_states.items())),
         "waits_for": [] if state.is_ended(progress) else state.unmet_needs(progress.key),
         "missing": list(progress.missing),
         "blocked": count_blocked(state, progress),

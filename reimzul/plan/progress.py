@@ -67,6 +67,7 @@ class MemberProgress:
     followers: dict[str, str] = attr.field(factory=dict)  #: the same of legs that hold up nobody
     open_followers: set[str] = attr.field(factory=set)  #: those that a builder is building
     published_at: dict[str, float] = attr.field(factory=dict)  #: leg -> when
+    substitutes: set[str] = attr.field(factory=set)  #: required legs that a build outside the batch has published
     missing_by_leg: dict[str, tuple[str, ...]] = attr.field(factory=dict)  #: of the legs that wait
     last_missing: dict[str, tuple[str, ...]] = attr.field(factory=dict)  #: the same, when it was released last
     vain_attempts: set[str] = attr.field(factory=set)  #: those in which a leg missed again what it was released for
@@ -113,6 +114,10 @@ class MemberProgress:
         return self.result == MemberState.PUBLISHED
 
     @property
+    def is_substituted(self) -> bool:
+        return self.substitutes.issuperset(self.member.legs)
+
+    @property
     def is_queued(self) -> bool:
         """Whether its job is queued, held or not, for legs without a result."""
         if self.state == MemberState.WAITING:
@@ -133,6 +138,15 @@ class MemberProgress:
 
     def is_follower(self, leg: str) -> bool:
         return leg not in self.member.legs
+
+    @property
+    def follower_states(self) -> Mapping[str, str]:
+        """The states of the followers that are known: those that have a result, are built, or queued again."""
+        is_held = self.state in (MemberState.HELD, MemberState.WAITING)
+        states = dict.fromkeys(self.list_unfinished(), MemberState.HELD if is_held else MemberState.RELEASED)
+        states.update(dict.fromkeys(self.missing_by_leg, MemberState.WAITING))
+        states.update(dict.fromkeys(self.open_followers, MemberState.BUILDING))
+        return {leg: state for leg, state in {**states, **self.followers}.items() if self.is_follower(leg)}
 
     def find_publication(self, leg: str, *, of_follower: bool) -> Optional[float]:
         """When its packages for another member's leg were published; None if they are not."""

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
+from reimzul.core.batch_event import BatchStatus
 from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind, is_conflict
 from reimzul.core.failure_cause import cause_of, is_current
 from reimzul.core.message import NAMESPACE, BuildEvent, Status
@@ -42,6 +43,8 @@ class BatchState:
         self.unsettled: set[str] = set()  #: members with a follower that is built, or a leg that is to be published
         self.orders: set[str] = set()  #: ids of the orders that were obeyed
         self.announced: set[str] = set()  #: keys of the events that people were notified of
+        self.cause_events = 0  #: those of them about new causes of failures
+        self.cause_announced_at = 0.0  #: when the last of these was announced
         self.released_ahead: Counter[str] = Counter()  #: by tube
         self.failures_in_a_row: list[str] = []  #: reasons
         self._key_of_build: dict[str, str] = {}
@@ -68,13 +71,27 @@ class BatchState:
         """The member that a build is of, also if it is not its newest."""
         return self.members.get(self._key_of_build.get(build_id, ""))
 
+    def find_substituted(self, event: BuildEvent) -> MemberProgress | None:
+        """The member whose source a build outside the batch has published.
+
+        Its version is not compared: a member that misses something in it waits for that when it is built.
+        """
+        if event.status != Status.PUBLISHED or event.claimed or event.build_id in self._key_of_build:
+            return None
+        name = event.pkgname or event.srpm.rsplit("-", 2)[0]
+        progress = self.members.get(f"{name}.{event.target.rpartition('.')[2]}")
+        is_it = progress is not None and (progress.member.target, self.plan.scratch) == (event.target, False)
+        return progress if is_it else None
+
     def next_build_id(self, key: str) -> str:
         return uuid.uuid5(NAMESPACE, f"{self.plan.batch} {key} {self.members[key].count}").hex
 
     def is_met(self, key: str) -> bool:
         """Whether a member that others need is there, or is as if it were not in the plan."""
         progress = self.members.get(key)
-        return progress is None or progress.is_published or progress.state == MemberState.SKIPPED
+        if progress is None or progress.is_published or progress.is_substituted:
+            return True
+        return progress.state == MemberState.SKIPPED
 
     def unmet_needs(self, key: str) -> list[str]:
         return sorted(need for need in self.members[key].needs if not self.is_met(need))
@@ -142,7 +159,9 @@ class BatchState:
         self.is_accepted = True
 
     def _apply_announced(self, entry: Entry) -> None:
-        self.announced.add(entry["key"])
+        if entry["key"] not in self.announced and entry["event"]["status"] == BatchStatus.NEW_CAUSE:
+            self.cause_events, self.cause_announced_at = self.cause_events + 1, entry["at"]
+        self.announced.update([entry["key"], *entry.get("others", ())])
 
     def _apply_rests(self, entry: Entry) -> None:
         self.rests, self.stopped_at = True, entry["at"]
@@ -211,6 +230,9 @@ class BatchState:
     def _apply_event(self, entry: Entry) -> None:
         event = BuildEvent.from_json(entry["event"])
         progress = self.member_of_build(event)
+        if progress is None and (other := self.find_substituted(event)) is not None:
+            other.substitutes.add(event.arch)
+            self._update_dependents(other)
         if progress is None or event.claimed:
             return
         if event.build_id != progress.build_id and not self._adopt_repetition(progress, event):
@@ -242,6 +264,7 @@ class BatchState:
             progress.forget_results(kept=[MemberState.BUILT, MemberState.PUBLISHED])
             progress.legs.pop(event.arch, None)
         self._set_state(progress, MemberState.RELEASED)
+        self._update_dependents(progress)
         return True
 
     def _add_result(self, progress: MemberProgress, event: BuildEvent) -> None:
@@ -331,7 +354,11 @@ class BatchState:
         progress.missing_by_leg[event.arch] = event.missing
         if event.attempt and set(event.missing) == set(progress.last_missing.get(event.arch, ())):
             progress.vain_attempts.add(event.attempt)
-        for capability in event.missing:
+        self._learn_needs(progress, event.missing)
+
+    def _learn_needs(self, progress: MemberProgress, missing: Iterable[str]) -> None:
+        """Let a member wait for those that provide what it misses, unless they wait for it."""
+        for capability in missing:
             for key in self.find_providers(progress, capability):
                 self._dependents[key].add(progress.key)
                 if not (is_conflict(capability) or self.is_met(key) or self._is_needed(progress.key, key)):
@@ -384,16 +411,19 @@ class BatchState:
         progress.cause = None
         progress.forget_results()
         progress.forget_queue()
+        progress.substitutes = set()
         self._set_state(progress, MemberState.HELD)
 
     def _adopt_plan(self, plan: Plan) -> None:
-        """Take a plan: members of the same source rpm keep their progress, others are built."""
+        """Take a plan: members of the same source rpm keep their progress and learned needs, others are built."""
         before, self.members = self.members, {}
+        learned: dict[str, set[str]] = {}
         for member in plan.members:
             progress = before.get(member.key)
             if progress is None or progress.member.srpm_sha256 != member.srpm_sha256:
                 count = progress.count if progress else 0
                 progress = MemberProgress(member=member, disttag=member.disttag, count=count)
+            learned[member.key] = progress.needs - set(progress.member.needs)
             progress.member, progress.needs = member, set(member.needs) - {member.key}
             self.members[member.key] = progress
         self.plan = plan
@@ -403,6 +433,12 @@ class BatchState:
                 self._dependents[need].add(key)
             for name in (*progress.member.provides, *progress.member.packages):
                 self._providers[name].add(key)
+        for key, progress in self.members.items():
+            for need in learned[key]:
+                self._dependents[need].add(key)
+                if not self._is_needed(key, need):
+                    progress.needs.add(need)
+            self._learn_needs(progress, progress.missing)
         self.counts = Counter(progress.state for progress in self.members.values())
         self.released_ahead, self.ready, self.unsettled = Counter(), set(), set()
         for progress in self.members.values():

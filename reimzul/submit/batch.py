@@ -131,7 +131,7 @@ class BatchSubmission:
         )
 
     def _make_plan(self, draft: PlanDraft, sources: Iterable[Source], submitter: str) -> Plan:
-        maker = attr.evolve(draft.maker, sha256s={each.name: each.sha256 for each in sources})
+        sha256s = {each.name: each.sha256 for each in sources}
         return Plan(
             batch=self._choose_id(),
             target=self.options.target,
@@ -142,7 +142,7 @@ class BatchSubmission:
             priority=self.batch.priority(now=self.options.now),
             scratch=self.options.scratch,
             last_resort=self.batch.last_resort,
-            members=tuple(maker.make_members()),
+            members=tuple(attr.evolve(each, srpm_sha256=sha256s[each.srpm]) for each in draft.members),
         )
 
     def _choose_id(self) -> str:

@@ -39,8 +39,7 @@ class PlanDraft:
     exclusions: Sequence[Exclusion]
     workers: Sequence[WorkerRecord]
     capacity: Capacity
-    maker: MemberMaker
-    members: Sequence[Member]
+    members: Sequence[Member]  #: without the sha256s of their source rpms
 
     @property
     def contents(self) -> dict[str, TargetContents]:
@@ -85,8 +84,8 @@ class Planner:
             priority = self.batch.priority(now=self.options.now)
             capacity = measure_capacity(history, workers, self.options.arches, self.known, priority)
         finder = ProblemFinder(options=self.options, batch=self.batch, settings=self.settings, known=self.known)
-        seeds = self.batch.seeds
-        maker = MemberMaker(plans=plans, known=self.known, disttag=self.options.disttag, seeds=seeds)
+        disttag, seeds = self.options.disttag, self.batch.seeds
+        maker = MemberMaker(plans=plans, known=self.known, disttag=disttag, seeds=seeds)
         return PlanDraft(
             files=files,
             plans=plans,
@@ -94,7 +93,6 @@ class Planner:
             exclusions=exclusions,
             workers=workers,
             capacity=capacity,
-            maker=maker,
             members=maker.make_members(),
         )
 

@@ -8,15 +8,38 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import attr
 import pytest
 
-from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, Broker, arch_tube
-from reimzul.core.message import Status
+from reimzul.admin import batch_orders
+from reimzul.batch import cli
+from reimzul.batch.actions import PUTS_BETWEEN_RESERVES, ActionRunner, make_request
+from reimzul.batch.open_batch import OpenBatch
+from reimzul.core.arch import read_arches
+from reimzul.core.batch_message import BatchOrder, OrderKind
+from reimzul.core.beanstalk import (
+    BATCH,
+    BATCH_REQUEST,
+    BATCH_RESULT,
+    HELD_SECONDS,
+    NOTIFY,
+    Broker,
+    ReservedJob,
+    arch_tube,
+)
+from reimzul.core.cli import current_user
+from reimzul.core.config import load_file
+from reimzul.core.control import cancel_flag
+from reimzul.core.errors import BrokerUnavailable
+from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
+from reimzul.plan.batches import BatchFiles
+from reimzul.plan.decisions import Surroundings, decide
 from reimzul.plan.document import journal_path, plan_path, write_plan
 from reimzul.plan.journal import Journal
 from tests import batch as stands
-from tests.batch import ARCH, BATCH_ID, FakeFarm, Stand, held_names, make_plan, member
+from tests.batch import ARCH, BATCH_ID, TARGET, FakeFarm, Stand, held_names, make_plan, member
 from tests.conftest import Beanstalkd
 from tests.waiting import until
 
@@ -103,6 +126,40 @@ def test_a_batch_whose_plan_is_gone_goes_on_when_it_is_back_and_has_missed_no_ev
     assert sorted(farm.started) == ["app", "base", "left", "right"]
 
 
+def test_an_order_for_a_batch_whose_plan_is_gone_is_refused_in_one_line_each(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    stand.submit(broker, make_plan(*DIAMOND))
+    stand.wait_for({"base": "released"})
+    files, path = BatchFiles(stand.incoming, BATCH_ID), plan_path(stand.incoming, BATCH_ID)
+    path.unlink()
+    stand.kill()
+    stand.start()
+    result = batch_orders.give_order(load_file(stand.ini), files, OrderKind.PAUSE)
+    why = f"{path}: no such file or directory"
+    assert result.fault == f"refused by reimzul-batch: {why}; `reimzul buried --tube batch` lists the order"
+    assert broker.tube_stats(BATCH.name).buried == 1
+    assert f"pause of batch {BATCH_ID}, ordered by {current_user()}: {why}" in stand.log
+    refusals = [each for each in iter_announced(broker) if isinstance(each, Refusal)]
+    assert [each.tube for each in refusals] == [BATCH.name]
+
+
+def iter_announced(broker: Broker) -> Iterator[object]:
+    """Take what was announced."""
+    broker.watch([NOTIFY.name])
+    while (job := broker.reserve({NOTIFY.name: NOTIFY}, 0)) is not None:
+        yield job.message
+        job.delete()
+
+
+def test_an_order_for_a_batch_that_never_begins_does_not_wait_for_ever(stand: Stand, broker: Broker) -> None:
+    write_plan(plan_path(stand.incoming, BATCH_ID), make_plan(*DIAMOND))
+    stand.start()
+    order = BatchOrder(batch=BATCH_ID, order=OrderKind.PAUSE, id="0" * 16, by="johnny", at=time.time() - 4000)
+    broker.put(BATCH, order, priority=BATCH_REQUEST)
+    until(lambda: broker.tube_stats(BATCH.name).buried == 1, 10, "it is refused")
+    assert "pause of batch 5f0c12ab, ordered by johnny: the batch has not begun" in stand.log
+
+
 def test_a_plan_that_is_not_as_requested_is_refused(stand: Stand, broker: Broker) -> None:
     stand.start()
     request = stand.submit(broker, make_plan(*DIAMOND))
@@ -154,6 +211,21 @@ def test_people_are_notified_once_of_a_cause_a_rest_and_the_end(stand: Stand, br
         until(lambda: "Over" in [each.status for each in farm.news], 10, "its end is announced")
     assert [each.status for each in farm.news] == ["NewCause", "Resting", "Resting", "Over"]
     assert len({each.key for each in farm.news}) == 4
+
+
+def test_a_fix_that_is_submitted_outside_the_batch_lets_it_go_on(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"base": [Status.FAILED]}) as farm:
+        stand.submit(broker, make_plan(*DIAMOND))
+        until(lambda: stand.state().rests, 10, "it rests")
+        fix = BuildEvent(
+            srpm="base-1-2.src.rpm", arch=ARCH, target=f"{TARGET}.{ARCH}", status=Status.PUBLISHED, submitter="johnny",
+            build_id="1" * 32, pkgname="base", evr="1-2.el9", at=time.time(),
+        )  # fmt: skip
+        broker.put(BATCH, fix, priority=BATCH_RESULT)
+        stand.wait_until_over()
+    assert stand.states() == {"base": "failed", "left": "published", "right": "published", "app": "published"}
+    assert farm.started.count("base") == 1
 
 
 def test_a_skipped_member_holds_up_nobody_and_its_job_is_gone(stand: Stand, broker: Broker) -> None:
@@ -260,6 +332,117 @@ def test_only_two_builds_for_each_worker_are_released_ahead_of_the_builders(stan
     until(lambda: released("0000000b") == 2, 15, "the other gets its place")
 
 
+def test_a_pause_holds_a_build_that_waits_in_the_pause_of_a_retry(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        release_base(stand, broker, farm)
+        job = stand.state().members[f"base.{ARCH}"].job
+        broker.reserve_job(job, arch_tube(ARCH)).release(60)
+        stand.order(broker, "pause")
+        stand.wait_for({"base": "held"})
+        assert broker.job_stats(job).is_held
+
+
+def test_only_what_was_released_gets_a_cancel_flag(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        release_base(stand, broker, farm)
+        members = {each.member.name: each.build_id for each in stand.state().members.values()}
+        with stand.beanstalkd.connect() as builder:
+            builder.watch([ARCH])
+            job = builder.reserve({ARCH: arch_tube(ARCH)}, 5)
+            assert job is not None
+            assert job.message.build_id == members["base"]
+            stand.order(broker, "cancel")
+            stand.wait_for({"left": "cancelled", "right": "cancelled", "app": "cancelled"})
+            until(lambda: cancel_flag(broker, members["base"]) is not None, 5, "the flag is set")
+            job.release(0)
+        farm.is_building.set()
+        stand.wait_until_over()
+    assert not [name for name, build_id in members.items() if name != "base" and cancel_flag(broker, build_id)]
+
+
+def test_held_doubles_are_deleted_at_the_end_and_others_jobs_are_left(stand: Stand, broker: Broker) -> None:
+    """A worker puts a job again that a full beanstalkd has lost, and the lost one comes back with a restart."""
+    stand.start()
+    with FakeFarm(stand) as farm:
+        release_base(stand, broker, farm)
+        request = BuildRequest.decode(broker.peek(stand.state().members[f"app.{ARCH}"].job))
+        broker.put(arch_tube(ARCH), request, priority=8192, delay=HELD_SECONDS)
+        other = attr.evolve(request, build_id="1" * 32)
+        broker.put(arch_tube(ARCH), other, priority=8192, delay=HELD_SECONDS)
+        farm.is_building.set()
+        stand.wait_until_over()
+    assert [each.build_id for _, each in stands.list_jobs(broker)] == ["1" * 32]
+    assert "a double of app-1-1.src.rpm" in stand.log
+
+
+def test_a_job_is_found_although_numbers_fell_with_a_lost_binlog(stand: Stand, broker: Broker) -> None:
+    batch = OpenBatch.accept(
+        stand.incoming, stand.submit(broker, make_plan(member("base"), member("app", "base"))), 1000, read_arches()
+    )
+    runner = ActionRunner(broker, batch, lambda: None)
+    batch.record(
+        [batch.entry_of("put", batch.state.members[f"app.{ARCH}"], build="0" * 32, job=2000, count=0, disttag="")]
+    )
+    request = make_request(batch, batch.state.members[f"base.{ARCH}"])
+    job = broker.put(arch_tube(ARCH), request, priority=8192, delay=HELD_SECONDS)
+    assert job < batch.first_job
+    batch.is_put_in_doubt = True
+    runner.run([])
+    assert batch.state.members[f"base.{ARCH}"].job == job
+    batch.close()
+
+
+def test_what_arrives_is_synced_before_its_job_is_deleted(
+    stand: Stand, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cli.make_daemon(load_file(stand.ini))
+    request = stand.submit(broker, make_plan(member("base")))
+    done: list[str] = []
+    sync, delete = Journal.sync, ReservedJob.delete
+
+    def note_sync(journal: Journal) -> None:
+        done.append("synced")
+        sync(journal)
+
+    def note_delete(job: ReservedJob[Any]) -> None:
+        done.append("deleted")
+        delete(job)
+
+    monkeypatch.setattr(Journal, "sync", note_sync)
+    monkeypatch.setattr(ReservedJob, "delete", note_delete)
+    with stand.beanstalkd.connect() as own:
+        own.watch([BATCH.name])
+        made.settle_all(own, made.reserve_jobs(own))
+        assert done[:2] == ["synced", "deleted"], "the request"
+        stand.order(broker, "pause", batch=request.batch)
+        done.clear()
+        made.settle_all(own, made.reserve_jobs(own))
+        assert done[:2] == ["synced", "deleted"], "an order"
+        build_id = made.batches.open[request.batch].state.members[f"base.{ARCH}"].build_id
+        about: dict[str, Any] = {
+            "arch": ARCH,
+            "target": f"{TARGET}.{ARCH}",
+            "submitter": "johnny",
+            "batch": request.batch,
+        }
+        event = BuildEvent(srpm="base-1-1.src.rpm", status=Status.BUILDING, build_id=build_id, **about)
+        broker.put(BATCH, event, priority=BATCH_RESULT)
+        done.clear()
+        made.settle_all(own, made.reserve_jobs(own))
+        assert done[:2] == ["synced", "deleted"], "an event"
+
+
+def test_members_are_put_in_slices_between_which_orders_are_obeyed(stand: Stand, broker: Broker) -> None:
+    names = [f"p{number:03}" for number in range(PUTS_BETWEEN_RESERVES + 50)]
+    batch = OpenBatch.accept(stand.incoming, stand.submit(broker, make_plan(*map(member, names))), 1, read_arches())
+    runner = ActionRunner(broker, batch, lambda: None)
+    runner.run(decide(batch.state, Surroundings(room={})))
+    assert len([each for each in batch.state.members.values() if each.is_put]) == PUTS_BETWEEN_RESERVES
+    batch.close()
+
+
 def test_a_build_that_a_person_kicks_is_taken_as_released(stand: Stand, broker: Broker) -> None:
     stand.start()
     with FakeFarm(stand) as farm:
@@ -270,6 +453,38 @@ def test_a_build_that_a_person_kicks_is_taken_as_released(stand: Stand, broker: 
         farm.is_building.set()
         stand.wait_for({"right": "published"})
         assert farm.started == ["right"]
+
+
+def test_the_pause_of_a_retry_is_not_cut_short_and_a_kick_is_announced_before(
+    stand: Stand, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.start()
+    stand.submit(broker, make_plan(member("base")))
+    stand.wait_for({"base": "released"})
+    stand.stop()
+    batch = OpenBatch.load(stand.incoming, BATCH_ID)
+    progress = batch.state.members[f"base.{ARCH}"]
+    runner = ActionRunner(broker, batch, lambda: None)
+    list(iter_announced(broker))
+    for pause, is_kicked in ((60, False), (HELD_SECONDS, True)):
+        broker.reserve_job(progress.job, arch_tube(ARCH)).release(pause)
+        batch.pending_kicks[progress.key] = progress.build_id
+        runner.kick_pending()
+        assert [broker.job_stats(progress.job).state, len(list(iter_announced(broker)))] == (
+            ["ready", 1] if is_kicked else ["delayed", 0]
+        )
+    broker.reserve_job(progress.job, arch_tube(ARCH)).release(HELD_SECONDS)
+
+    def die(_: int) -> None:
+        raise BrokerUnavailable("killed before the kick")
+
+    monkeypatch.setattr(broker, "kick", die)
+    with pytest.raises(BrokerUnavailable):
+        runner.kick(progress)
+    (event,) = iter_announced(broker)
+    assert isinstance(event, BuildEvent)
+    assert event.held is False
+    batch.close()
 
 
 def test_a_refused_job_counts_as_failed_until_it_is_kicked(stand: Stand, broker: Broker) -> None:
@@ -374,6 +589,26 @@ def test_an_end_that_a_kill_kept_from_being_announced_is_announced(stand: Stand,
         stand.wait_until_over()
         until(lambda: len([each for each in farm.events if each.status == Status.CANCELLED]) == 2, 10, "announced")
         until(lambda: not list(stands.list_jobs(broker)), 5, "their jobs are gone")
+
+
+def test_an_end_that_a_kill_kept_from_being_announced_is_announced_before_a_retry(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"user": [["misspelt"]]}) as farm:
+        stand.submit(broker, make_plan(member("user"), member("behind", "user")))
+        stand.wait_for({"user": "waiting"})
+        farm.is_building.clear()
+        progress = stand.state().members[f"user.{ARCH}"]
+        until(lambda: broker.job_stats(progress.job).is_held, 10, "its builder holds it")
+        stand.kill()
+        ended = {"kind": "ended", "member": progress.key, "build": progress.build_id, "state": "failed"}
+        with contextlib.closing(Journal(journal_path(stand.incoming, BATCH_ID))) as journal:
+            journal.append([{**ended, "reason": "nobody provides misspelt", "at": time.time()}])
+        stand.order(broker, "retry", "user")
+        stand.start()
+        until(lambda: stand.state().members[progress.key].count == 2, 10, "it is put again")
+        until(lambda: farm.of("user", Status.FAILED), 10, "the end of the first build is announced")
+        assert [each.build_id for each in farm.of("user", Status.FAILED)] == [progress.build_id]
+        assert progress.build_id not in [request.build_id for _, request in stands.list_jobs(broker)]
 
 
 def test_a_batch_cancelled_while_it_is_put_leaves_no_job(stand: Stand, broker: Broker) -> None:

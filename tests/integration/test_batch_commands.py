@@ -224,6 +224,13 @@ def test_a_batch_whose_plan_is_gone_is_named_and_the_others_are_listed(incoming:
     assert [each["batch"] for each in json.loads(done.stdout)] == [BATCH_ID]
     assert done.returncode == 1
     assert "batch 00000002 cannot be read" in done.stderr
+    path = incoming / ".batches" / f"{BATCH_ID}.json"
+    path.unlink()
+    assert f"batch {BATCH_ID} cannot be read: {path}: no such file or directory\n" in run("batch", "list").stderr
+    done = run("batch", "pause", "5f")
+    assert (done.returncode, done.stderr) == (
+        4, f"reimzul: batch {BATCH_ID} cannot be read: {path}: no such file or directory\n",
+    )  # fmt: skip
 
 
 def test_tab_completes_batches_and_members(incoming: Path) -> None:
@@ -314,14 +321,15 @@ def test_what_a_follower_waits_for_or_came_to_is_shown(incoming: Path) -> None:
         for arch in ("x86_64", "i386"):
             batch.announce(key(name), Status.BUILDING, arch=arch)
         batch.announce(key(name), Status.PUBLISHED)
-    messages = {each["member"]: each["message"] for each in printed("batch", "show")["members"]}
-    assert messages[key("app")] == "i386 is still being built"
+    members = {each["member"]: each for each in printed("batch", "show")["members"]}
+    assert members[key("app")]["message"] == "i386 is still being built"
+    assert members[key("app")]["followers"] == {"i386": "building"}
     batch.announce(key("app"), Status.QUEUED, arch="i386", held=True, missing=("no-such-devel",), job=7)
     batch.announce(key("lib"), Status.FAILED, arch="i386")
-    messages = {each["member"]: each["message"] for each in printed("batch", "show")["members"]}
-    assert messages == {
-        key("app"): "nobody provides no-such-devel; only for i386: those that need it go on",
-        key("lib"): "i386 failed",
+    members = {each["member"]: each for each in printed("batch", "show")["members"]}
+    assert {each: (members[each]["message"], members[each]["followers"]) for each in members} == {
+        key("app"): ("nobody provides no-such-devel; only for i386: those that need it go on", {"i386": "waiting"}),
+        key("lib"): ("i386 failed", {"i386": "failed"}),
     }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attr
 import pytest
 
 from reimzul.batch import cli as batch_cli
-from reimzul.batch import job_checks, target_provides
-from reimzul.core.beanstalk import BATCH, HELD_SECONDS, PRIORITY, Broker, arch_tube
+from reimzul.batch import job_checks, jobs, target_provides
+from reimzul.core.beanstalk import BATCH, HELD_SECONDS, NOTIFY, PRIORITY, Broker, arch_tube
 from reimzul.core.capability import Provide
 from reimzul.core.config import load_file
 from reimzul.core.control import new_flag, set_flag
@@ -24,6 +26,7 @@ from reimzul.core.http_client import HttpSession
 from reimzul.core.listed_packages import iterate_provides
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.store_paths import StoreUrls
+from reimzul.history import BuildFilter, open_history
 from reimzul.plan.document import Member
 from reimzul.plan.progress import MemberProgress
 from tests import srpms, webserver
@@ -300,8 +303,15 @@ def test_a_follower_whose_job_is_lost_does_not_keep_its_batch_open(hasty: Stand,
         broker.delete(job)
         hasty.order(broker, "release", "user")
         hasty.wait_until_over()
+        until(lambda: farm.of("user", Status.FAILED), 10, "its end is announced")
     assert (hasty.states(), followers_of(hasty, "user")) == ({"user": "published"}, {"i386": "failed"})
-    assert hasty.state().members[f"user.{ARCH}"].reason == f"its job {job} is gone, and has left no result"
+    reason = f"its job {job} is gone, and has left no result"
+    assert hasty.state().members[f"user.{ARCH}"].reason == reason
+    (failed,) = farm.of("user", Status.FAILED)
+    with contextlib.closing(open_history(hasty.history_url, reading=True)) as history:
+        records = {each.arch: each for each in history.find_builds(BuildFilter(build_id=failed.build_id), 10)}
+    assert {arch: each.state for arch, each in records.items()} == {ARCH: "published", "i386": "failed"}
+    assert records["i386"].reason == reason
 
 
 def test_a_single_build_whose_follower_waits_is_not_forgotten(stand: Stand, broker: Broker, store: Store) -> None:
@@ -362,6 +372,19 @@ def test_a_kick_that_was_lost_is_repeated(hasty: Stand, broker: Broker) -> None:
 
 
 # --- single builds
+
+
+def test_only_a_job_that_a_builder_may_reserve_is_that_of_a_build(broker: Broker) -> None:
+    asked = request()
+    numbers = [
+        broker.put(BATCH, attr.evolve(asked, after=(OTHER_ID,)), priority=PRIORITY),
+        broker.put(NOTIFY, event_for(asked, Status.QUEUED, held=True), priority=PRIORITY),
+        broker.put(BATCH, event_for(asked, Status.PUBLISHED), priority=PRIORITY),
+        broker.put(arch_tube(ARCH), asked, priority=PRIORITY, delay=HELD_SECONDS),
+    ]
+    assert [jobs.find_job(broker, each, BUILD_ID) is not None for each in numbers] == [False, False, False, True]
+    found = jobs.find_jobs(broker, range(numbers[0], numbers[-1] + 1), [BUILD_ID], lambda: None)
+    assert list(found) == numbers[-1:]
 
 
 def test_a_build_with_after_is_built_once_the_others_are_published(stand: Stand, broker: Broker) -> None:

@@ -18,7 +18,7 @@ from reimzul.notifier import daemon
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.housekeeping import HeartbeatIntake
 from reimzul.notifier.outbox import Outbox
-from reimzul.notifier.sinks.batch import BatchSink
+from reimzul.notifier.sinks.batch import BatchSink, shorten
 from tests.conftest import Beanstalkd
 from tests.events import event, refusal
 from tests.notifier import Running
@@ -70,6 +70,15 @@ def test_members_events_and_all_results_are_passed_on_once(notifier: Running, br
         ("Refused", "None"), ("Success", "None"),
     ]  # fmt: skip
     assert not any(getattr(each, "build_log", "") for each in found)
+
+
+def test_what_is_passed_on_is_small() -> None:
+    long = event(
+        "Failed", 1, build_log="x" * 9_000, root_log="x" * 9_000, first_error="x" * 4_000, batch="5f0c12ab",
+        reason="%build failed: " + "x" * 60, error_line="y" * 100,
+        place="repo/c9s.x86_64/hello/20261130000000/1-1.x86_64",
+    )  # fmt: skip
+    assert len(shorten(long).encode()) < 1000
 
 
 @pytest.mark.parametrize(("batch", "is_urgent"), [("5f0c12ab", True), ("", False)])

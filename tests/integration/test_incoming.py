@@ -86,6 +86,7 @@ NOW = time.time()
 RECENT, LONG_AGO = NOW + 3600, NOW - 40 * 86400
 #: Files are made now; they are old if they came before this.
 BEFORE = NOW + 1800
+HELD_BEHIND_IT = event("Queued", 2, at=LONG_AGO, srpm="b-1-1.src.rpm", batch="5f0c12ab", held=True, job=7)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,16 @@ BEFORE = NOW + 1800
         ([event("Success", at=RECENT, scratch=True)], ""),
         ([event("Success", at=LONG_AGO)], ""),
         ([event("Failed", at=LONG_AGO)], ""),
+        ([event("Failed", at=LONG_AGO, batch="5f0c12ab"), HELD_BEHIND_IT], "not over"),
+        (
+            [
+                event("Success", at=LONG_AGO, batch="5f0c12ab"),
+                event("Published", at=LONG_AGO, batch="5f0c12ab"),
+                HELD_BEHIND_IT,
+            ],
+            "not over",
+        ),
+        ([event("Failed", at=LONG_AGO, batch="5f0c12ac"), HELD_BEHIND_IT], ""),
         ([event("Queued", srpm="time-1.7-45.src.rpm", at=RECENT)], ""),
         ([], ""),
     ],

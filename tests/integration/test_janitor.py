@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import attr
 import pytest
 
 from reimzul.core import control
 from reimzul.core.beanstalk import NOTIFY, PRIORITY, Broker, arch_tube, cancel_tube
-from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
+from reimzul.core.message import BuildEvent, BuildRequest, Status, decode_event, event_for, new_build_id
+from reimzul.history.result_rules import news_kind
 from reimzul.notifier import housekeeping as module
 from reimzul.notifier.housekeeping import CancelReaper
 from reimzul.notifier.outbox import Outbox
@@ -203,4 +205,11 @@ def test_a_held_job_of_a_worker_that_was_killed_before_it_saw_the_mark_is_delete
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).delayed == 0
+    found = broker.first_ready("notify")
+    assert found
+    cancelled = decode_event(found[1])
+    assert isinstance(cancelled, BuildEvent)
+    assert (cancelled.held, cancelled.missing) == (None, ())
     assert told(broker) == [("Cancelled", wanted.build_id)]
+    assert news_kind(cancelled) == "Cancelled", "a worker's is the same news"
+    assert news_kind(attr.evolve(cancelled, held=True)) == "Cancelled"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_a_batch_is_a_plan_in_incoming_and_one_request(farm: Farm) -> None:
     assert members["lib.x86_64"].packages == ("lib", "lib-devel")
     assert (members["lib.x86_64"].rank, members["app.x86_64"].rank) == (0, 2048)
     assert members["lib.x86_64"].srpm == lib.name
+    assert members["lib.x86_64"].srpm_sha256 == sha256(lib.read_bytes()).hexdigest()
     assert (farm.controller.incoming / lib.name).read_bytes() == lib.read_bytes()
     assert ended.err == ["reimzul-submit: warning: reimzul-batch does not run; the batch waits until it does"]
 

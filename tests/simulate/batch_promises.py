@@ -48,6 +48,10 @@ def _check_end(person: Person, progress: MemberProgress) -> Iterator[str]:
     record = person.farm.records.history.get(leg_key(progress.build_id, ARCH))
     if progress.build_id and (record is None or record.state not in _STATES[progress.state]):
         yield f"{progress.key}: is {progress.state}, and its build {record.state if record else 'unknown'}"
+    for leg, state in progress.followers.items():
+        record = person.farm.records.history.get(leg_key(progress.build_id, leg))
+        if record is None or record.state not in _STATES[state]:
+            yield f"{progress.key}: its {leg} is {state}, and in the history {record.state if record else 'unknown'}"
     if progress.state == MemberState.FAILED and not _may_fail(person, progress):
         yield f"{progress.key}: failed ({progress.reason}), though nothing was wrong with it"
     ordered = {OrderKind.CANCEL, OrderKind.SKIP} & {each["order"] for each in _orders(person)}
@@ -94,8 +98,11 @@ def _check_order(person: Person) -> Iterator[str]:
     exempt |= {each["member"] for each in person.entries if each["kind"] == EntryKind.RELEASED and each.get("stale")}
     skipped = {key for each in _orders(person) if each["order"] == OrderKind.SKIP for key in each["members"]}
     for start in person.given.requirements.starts:
-        progress = person.state.members[f"{start.package}.{ARCH}"]
-        early = {each for each in progress.member.needs if each.rpartition(".")[0] in start.unlisted} - skipped
+        progress = person.state.members.get(f"{start.package}.{ARCH}")
+        if progress is None:
+            continue  # a build outside the batch
+        needs = {each: each.rpartition(".")[0].removesuffix(programs.SEED) for each in progress.member.needs}
+        early = {each for each, name in needs.items() if name in start.unlisted} - skipped
         if early and progress.key not in exempt:
             yield f"{progress.key}: was built before {', '.join(sorted(early))} was published"
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from typing import Callable
+from typing import Any, Callable
 
 import attr
 
 from tests.simulate import beanstalkd, programs, scheduler
 from tests.simulate.farm import ARCH, TARGET, Farm, connect
-from tests.simulate.programs import TWO_LEGS
+from tests.simulate.programs import DISTTAG, SEED, TWO_LEGS
 
 # isort: split
 # The farm imports the product first, on the virtual clock.
@@ -21,7 +21,7 @@ from reimzul.core.beanstalk import BATCH, BATCH_ORDER, BATCH_REQUEST, HELD_SECON
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import BuildRequest
 from reimzul.core.store_paths import leg_key
-from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
+from reimzul.plan.document import Member, Plan, journal_path, plan_path, read_plan, write_plan
 from reimzul.plan.journal import Entry, read_journal
 from reimzul.plan.progress import MemberState
 from reimzul.plan.state import BatchState
@@ -32,7 +32,10 @@ NOBODYS = "nobodys"
 #: The orders of a person, the usual ones more often.
 _ORDERS = (
     *[OrderKind.PAUSE] * 4, OrderKind.RETRY, OrderKind.RETRY, OrderKind.RELEASE, OrderKind.SKIP, OrderKind.CANCEL,
+    OrderKind.REPLACE,
 )  # fmt: skip
+#: The release of a source rpm that replaces another.
+_LATER_RELEASE = "2"
 
 
 @attr.frozen(kw_only=True)
@@ -45,6 +48,7 @@ class Given:
     orders: list[tuple[float, str, int]]  #: the pause before each, its kind, and the number of a member; -1: no member
     pauses: list[float]  #: seconds until a paused batch is resumed
     retries: bool  #: whether what failed is built again at the end
+    settles: bool  #: whether some of what is published is built again then
 
 
 def make_batch(own: random.Random) -> Given:
@@ -59,6 +63,8 @@ def make_batch(own: random.Random) -> Given:
                 required[name].add(other)
                 if own.random() < 0.7:
                     planned[name].add(other)
+    if own.random() < 0.2:
+        _add_seed(own, names, required, planned)
     if own.random() < 0.4:
         required[own.choice(names)].add(NOBODYS)
     odds: list[list[str]] = [[]] * 8 + [[programs.FAILED], [programs.UNFIT], [programs.NOBODY]]
@@ -84,7 +90,26 @@ def make_batch(own: random.Random) -> Given:
         ],
         pauses=[own.choice(gaps) * own.random() * 3 for _ in range(8)],
         retries=own.random() < 0.4,
+        settles=own.random() < 0.2,
     )  # fmt: skip
+
+
+def _add_seed(
+    own: random.Random, names: list[str], required: dict[str, set[str]], planned: dict[str, set[str]]
+) -> None:
+    """Let a package require one that needs it, and break that cycle by a seed."""
+    pairs = [(first, last) for last in names for first in sorted(planned[last]) if not first.startswith(TWO_LEGS)]
+    if not pairs:
+        return
+    first, last = own.choice(pairs)
+    seed = f"{first}{SEED}"
+    required[seed], planned[seed] = set(required[first]), set(planned[first])
+    for name in names[: names.index(last) + 1]:
+        if first in planned[name]:
+            planned[name] = planned[name] - {first} | {seed}
+    required[first].add(last)
+    planned[first].add(last)
+    names.append(seed)
 
 
 def _legs(name: str) -> tuple[str, ...]:
@@ -92,12 +117,21 @@ def _legs(name: str) -> tuple[str, ...]:
 
 
 def _make_member(name: str, needs: set[str], is_listed: bool) -> Member:
+    plain = name.removesuffix(SEED)
+    is_seed = name != plain
     return Member(
-        name=name, arch=ARCH, target=TARGET, srpm=f"{name}-1-1.src.rpm",
-        srpm_sha256=hashlib.sha256(programs.package_text(name, ARCH, is_source=True)).hexdigest(), evr="1-1",
-        tube=ARCH, legs=(ARCH,), disttag=".x", needs=tuple(f"{each}.{ARCH}" for each in sorted(needs)),
-        provides=(name,), packages=(name,), is_listed=is_listed,
+        name=name, arch=ARCH, target=TARGET, **_name_source(plain, "1"), tube=ARCH, legs=(ARCH,),
+        disttag=f"{DISTTAG}~bootstrap" if is_seed else DISTTAG, bconds=("bootstrap",) if is_seed else (),
+        needs=tuple(f"{each}.{ARCH}" for each in sorted(needs)), provides=(plain,), packages=(plain,),
+        is_listed=is_listed and not is_seed,
     )  # fmt: skip
+
+
+def _name_source(name: str, release: str) -> dict[str, Any]:
+    """What a member has of its source rpm."""
+    body = programs.package_text(name, ARCH, is_source=True, release=release)
+    digest = hashlib.sha256(body).hexdigest()
+    return {"srpm": f"{name}-1-{release}.src.rpm", "srpm_sha256": digest, "evr": f"1-{release}"}
 
 
 @attr.define(eq=False)
@@ -114,7 +148,13 @@ class Person:
     _orders: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self._state = BatchState(self.given.plan)
+        self._state = self._begin()
+
+    def _begin(self) -> BatchState:
+        def load_plan(sha256: str) -> Plan:
+            return read_plan(plan_path(self.farm.incoming, BATCH_ID, sha256), sha256)
+
+        return BatchState(self.given.plan, load_plan)
 
     @property
     def entries(self) -> list[Entry]:
@@ -137,7 +177,7 @@ class Person:
         self._journal = body
         entries = list(read_journal(path))
         if not is_longer or len(entries) < len(self._entries):
-            self._state, self._entries = BatchState(self.given.plan), []
+            self._state, self._entries = self._begin(), []
         for entry in entries[len(self._entries) :]:
             self._state.apply(entry)
         self._entries = entries
@@ -156,6 +196,8 @@ class Person:
             members = (self.given.plan.members[number].key,) if number >= 0 else ()
             if kind == OrderKind.PAUSE:
                 self._order(kind)
+            elif kind == OrderKind.REPLACE:
+                self._replace(number)
             elif kind == OrderKind.CANCEL or members:
                 self._order(kind, *members)
             if self.state.is_paused or kind == OrderKind.PAUSE:
@@ -164,6 +206,10 @@ class Person:
         broken = [key for key, each in self.state.members.items() if each.state in MemberState.BROKEN]
         if self.given.retries and broken:
             self._order(OrderKind.RETRY, *broken)
+            self._wait_for_rest()
+        published = [key for key, each in self.state.members.items() if each.state == MemberState.PUBLISHED]
+        if self.given.settles and published:
+            self._order(OrderKind.SETTLE, *published[:2], settle_pass=1)
             self._wait_for_rest()
         self.is_done = True
 
@@ -177,15 +223,29 @@ class Person:
             except ReimzulError:
                 scheduler.world.sleep(1.0)
 
-    def _order(self, kind: str, *members: str) -> None:
+    def _order(self, kind: str, *members: str, **more: Any) -> None:
         self._orders += 1
         order = BatchOrder(
             batch=BATCH_ID, order=kind, id=f"{self._orders:016x}", by="someone", at=scheduler.world.time(),
-            members=members,
+            members=members, **more,
         )  # fmt: skip
         self._insist(lambda broker: broker.put(BATCH, order, priority=BATCH_ORDER))
         while order.id not in self.state.orders:
             scheduler.world.sleep(1.0)
+
+    def _replace(self, number: int) -> None:
+        """Replace a member's source rpm by a later release, as `reimzul batch replace` does."""
+        member, plan = self.state.plan.members[number], self.state.plan
+        is_refused = member.evr == f"1-{_LATER_RELEASE}" or member.bconds or self.state.is_over
+        if number < 0 or is_refused or self.state.cancel_reason:
+            return
+        newer = attr.evolve(member, **_name_source(member.name, _LATER_RELEASE))
+        text = programs.package_text(member.name, ARCH, is_source=True, release=_LATER_RELEASE)
+        self.farm.sources[newer.srpm] = text
+        after = attr.evolve(plan, members=tuple(newer if each is member else each for each in plan.members))
+        sha256 = hashlib.sha256(after.to_bytes()).hexdigest()
+        write_plan(plan_path(self.farm.incoming, BATCH_ID, sha256), after)
+        self._order(OrderKind.REPLACE, newer.key, plan_sha256=sha256)
 
     def _resume(self) -> None:
         scheduler.world.sleep(self.given.pauses[self._orders % len(self.given.pauses)])
@@ -219,7 +279,8 @@ class Person:
             record = self.farm.records.history.get(leg_key(its.build_id, ARCH))
             is_over = record is not None and record.is_over  # another worker may still have its job
             # a worker whose reservation has expired may have put the same build again
-            if its.srpm == request.srpm and its.build_id != request.build_id and not is_over:
+            is_other = its.srpm == request.srpm and its.build_id != request.build_id and not is_over
+            if is_other and self.state.find_member(its.build_id) is self.state.find_member(request.build_id):
                 self.wrong.append(f"{request.srpm}: job {job.id} was released beside job {other.id}, {other.state}")
         progress = self.state.find_member(request.build_id)
         if self.state.is_paused and progress is not None and not progress.is_forced:

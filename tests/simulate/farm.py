@@ -282,14 +282,15 @@ class Farm:
 
     # --- people
 
-    def submit(self, name: str) -> None:
+    def submit(self, name: str, *, after: tuple[str, ...] = (), dep_wait: int = 0) -> None:
         """Submit a build, as `reimzul-submit` does."""
         header = programs.source_header(name)
         digest = hashlib.sha256(self.sources[f"{name}-1-1.src.rpm"]).hexdigest()
         source = Source(name=f"{name}-1-1.src.rpm", sha256=digest, copied=False, header=header)
         options = submission.SubmissionOptions(
-            arches=(ARCH,), target=TARGET.rpartition(".")[0], disttag=".x", scratch=name.startswith("scratch")
-        )
+            arches=(ARCH,), target=TARGET.rpartition(".")[0], disttag=".x", scratch=name.startswith("scratch"),
+            after=after, dep_wait=dep_wait,
+        )  # fmt: skip
         (request,) = submission.make_requests(source, options, "someone")
         self.accepted[request.build_id] = request
         self.doubtful.add(request.build_id)
@@ -313,8 +314,8 @@ class Farm:
         listed = {Path(name).parent for name in read_listing(self.store.target(TARGET) / "repodata")}
         legs = {(folder.parts[0], folder.name) for folder in listed}
         for key, record in self.records.history.items():
-            package, evr = record.srpm.removesuffix(".src.rpm").split("-", 1)
-            if record.published and (package, f"{evr}.{record.arch}") not in legs:
+            place = Path(record.place)  # repo/<target>/<package>/<timestamp>/<evr>.<arch>
+            if record.published and (place.parts[2], place.name) not in legs:
                 self.unlisted.add(key)
 
     def cancel(self, build_id: str) -> None:

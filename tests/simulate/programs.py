@@ -35,9 +35,14 @@ INCOMING = "http://localhost/incoming/"
 TWO_LEGS = "multi"
 
 
-def package_text(name: str, arch: str, *, is_source: bool = False) -> bytes:
+#: How the name of a package's seed ends: its requirements and outcomes are its own.
+SEED = "~seed"
+DISTTAG = ".x"
+
+
+def package_text(name: str, arch: str, *, is_source: bool = False, release: str = "1") -> bytes:
     """A package: its header, and some content."""
-    return f"SIM {name} 1 1 {arch} {int(is_source)}\n".encode() + name.encode() * 20
+    return f"SIM {name} 1 {release} {arch} {int(is_source)}\n".encode() + name.encode() * 20
 
 
 @attr.frozen(kw_only=True)
@@ -112,12 +117,14 @@ class Programs:
         results = Path(next(word for word in words if word.startswith("--resultdir=")).partition("=")[2])
         source = Path(words[-1])
         arch = next(word for word in words if word.startswith("--uniqueext=")).rpartition(".")[2]
-        world, package = scheduler.world, source.name.rsplit("-", 2)[0]
+        world, (package, _, release) = scheduler.world, source.name.removesuffix(".src.rpm").rsplit("-", 2)
+        release += next(word for word in words if word.startswith("dist ")).removeprefix(f"dist {DISTTAG}")
+        own = f"{package}{SEED}" if "--with" in words else package
         (results / "root.log").write_text("INFO: root\n")
-        if missing := self._find_missing(package):
+        if missing := self._find_missing(own):
             yield 0.3
             return _fail_for_want(results, missing)
-        outcomes = self.outcomes[package][arch]
+        outcomes = self.outcomes[own][arch]
         outcome = outcomes.pop(0) if outcomes else BUILT
         yield world.random.choice((0.5, 2.0, 5.0, 5.0, 150.0 if world.random.random() < 0.1 else 3.0))
         if outcome == UNFIT:
@@ -131,10 +138,11 @@ class Programs:
         if outcome == FAILED:
             (results / "build.log").write_text("error: Bad exit status from /var/tmp/x (%build)\n")
             return 1
-        shutil.copyfile(source, results / source.name)
+        text = package_text(package, "x86_64", is_source=True, release=release)
+        (results / f"{package}-1-{release}.src.rpm").write_bytes(text)
         yield 0.1
         built = "i686" if arch == "i386" else arch
-        (results / f"{package}-1-1.{built}.rpm").write_bytes(package_text(package, built))
+        (results / f"{package}-1-{release}.{built}.rpm").write_bytes(package_text(package, built, release=release))
         return 0
 
     def _find_missing(self, package: str) -> frozenset[str]:
@@ -237,9 +245,10 @@ def _fail_for_want(results: Path, missing: frozenset[str]) -> int:
 
 def _primary_entry(path: str, package: bytes) -> str:
     """An entry of primary.xml; a package provides its name."""
-    checksum, name = hashlib.sha256(package).hexdigest(), package.split()[1].decode()
+    checksum, name, arch = hashlib.sha256(package).hexdigest(), *(package.split()[each].decode() for each in (1, 4))
     return (
-        f'<package><checksum type="sha256" pkgid="YES">{checksum}</checksum><location href="{path}"/>'
+        f'<package><arch>{arch}</arch><checksum type="sha256" pkgid="YES">{checksum}</checksum>'
+        f'<location href="{path}"/>'
         f'<format><rpm:provides><rpm:entry name="{name}"/></rpm:provides></format></package>\n'
     )
 
@@ -254,19 +263,19 @@ def read_header(path: Path) -> Any:
         raise InputError(f"{path}: not an rpm package")
     _, name, version, release, arch, is_source = words
     if is_source == "1":
-        return source_header(name)
+        return source_header(name, release)
     source = f"{name}-{version}-{release}.src.rpm"
     return Header(
         name=name, epoch=None, version=version, release=release, arch=arch, is_source=False, source_rpm=source
     )
 
 
-def source_header(name: str) -> Any:
+def source_header(name: str, release: str = "1") -> Any:
     from reimzul.core.rpm_header import Header
 
     allowed = () if name.startswith(TWO_LEGS) else ("x86_64",)
     return Header(
-        name=name, epoch=None, version="1", release="1", arch="x86_64", is_source=True, exclusive_arch=allowed
+        name=name, epoch=None, version="1", release=release, arch="x86_64", is_source=True, exclusive_arch=allowed
     )
 
 

@@ -42,7 +42,7 @@ def is_quiet(farm: Farm) -> bool:
         return False
     if any(any((farm.root / name / "builds").iterdir()) for name in ("b1", "b2")):  # one whose job another worker has
         return False
-    return not _open_deliveries(farm) and not list(_unfinished_cancels(farm))
+    return not _open_deliveries(farm) and not list(_unfinished_cancels(farm)) and not list(_list_held(farm))
 
 
 def _open_deliveries(farm: Farm) -> int:
@@ -56,6 +56,15 @@ def _unfinished_cancels(farm: Farm) -> Iterator[str]:
     """Cancelled builds that the notifier's reaper still has to end."""
     for build_id, record in _legs(farm, farm.cancelled):
         if record is not None and not record.is_over:
+            yield build_id
+
+
+def _list_held(farm: Farm) -> Iterator[str]:
+    """Single builds that wait for others, or for what nobody provides yet: their jobs alone show no work."""
+    for build_id, request in farm.accepted.items():
+        record = farm.records.history.get(leg_key(build_id, ARCH))
+        is_known = record is not None or build_id not in farm.doubtful
+        if (request.after or request.dep_wait) and is_known and not (record and record.is_over):
             yield build_id
 
 
@@ -101,7 +110,7 @@ def _check_builds(farm: Farm) -> Iterator[str]:
             continue
         for key, record in _legs(farm, [build_id]):
             if record is None:  # a follower is unknown until its build has begun
-                if build_id not in farm.cancelled:
+                if build_id not in farm.cancelled and not _has_waited_in_vain(farm, request):
                     yield f"{request.srpm}: {key} is lost"
                 continue
             allowed = _allowed_ends(farm, request, record.arch)
@@ -129,9 +138,21 @@ def _allowed_ends(farm: Farm, request: BuildRequest, arch: str) -> set[str]:
         allowed.add("failed")  # with its build, of whose tries other legs took some
     if any(" disk b" in each for each in farm.happened):  # each counts as a builder's fault
         allowed.add("failed")
+    if _has_waited_in_vain(farm, request):
+        allowed = {"failed"} if _list_unpublished(farm, request) else {*allowed, "failed"}
     if request.build_id in farm.cancelled:
         allowed.add("cancelled")
     return allowed
+
+
+def _has_waited_in_vain(farm: Farm, request: BuildRequest) -> bool:
+    """Whether a build may have ended as failed by what it waited for."""
+    return bool(request.dep_wait or _list_unpublished(farm, request) or farm.cancelled.intersection(request.after))
+
+
+def _list_unpublished(farm: Farm, request: BuildRequest) -> list[str]:
+    """The builds that a build had to be built after, and that were never published."""
+    return [each for each in request.after if farm.records.history[leg_key(each, ARCH)].state != "published"]
 
 
 def _is_bad(outcomes: list[str]) -> bool:
@@ -191,7 +212,7 @@ def _check_mails(farm: Farm) -> Iterator[str]:
             yield f"{mail.name}: mailed twice"
         told.add(mail.name)
     for key, record in farm.records.history.items():
-        is_overturned = record.published and (key, Status.CANCELLED) in told
+        is_overturned = record.published and ((key, Status.CANCELLED) in told or record.build_id in farm.cancelled)
         if record.is_over and (key, record.status) not in told and not is_overturned:
             yield f"{key}: its {record.status} was never mailed"
         if record.published and (key, Status.PUBLISHED) not in told:

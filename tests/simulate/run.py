@@ -179,6 +179,9 @@ def _make_farm(
     if given is None:
         return Farm(folder, seed, farms.make_plan(own), rates, names)
     singles = dict(itertools.islice(farms.make_plan(own).items(), 2))
+    for name in singles:
+        if own.random() < 0.3:  # it misses a member's package, and waits for it
+            given.requirements.of_package[name] = frozenset({own.choice(given.plan.members).packages[0]})
     outcomes = {**singles, **given.outcomes}
     farm = Farm(folder, seed, outcomes, rates, (*names, BATCH), requirements=given.requirements)
     farm.singles = list(singles)
@@ -195,7 +198,12 @@ def _live(farm: Farm, faults: Faults, own: random.Random) -> None:
         world.start(Process("person", 2), farm.person.live, "main")
     for name in farm.singles:
         world.sleep(own.random() * 4)
-        farm.submit(name)
+        known = [
+            build for build, request in farm.accepted.items() if build not in farm.doubtful and not request.scratch
+        ]
+        is_last = farm.person is not None and known and own.random() < 0.4
+        waits = own.choice((30, 7200)) if name in farm.requirements.of_package else 0
+        farm.submit(name, after=tuple(known[:1]) if is_last else (), dep_wait=waits)
     if own.random() < 0.2:
         world.sleep(own.random() * 10)
         farm.cancel(own.choice(list(farm.accepted)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from reimzul.core.errors import InputError
 from reimzul.core.failure_cause import CAUSE_VERSION, find_cause
 from reimzul.core.message import decode_event
 from reimzul.plan import overview
-from reimzul.plan.announcements import announced_entry, find_announcements
+from reimzul.plan.announcements import DIGEST_SECONDS, MAX_SINGLE_CAUSES, announced_entry, find_announcements
 from reimzul.plan.batches import BatchFiles, list_batch_ids, load_batch
 from reimzul.plan.document import plan_path
 from reimzul.plan.journal import EntryKind
@@ -34,10 +35,10 @@ def make_chain() -> ScriptedBatch:
 
 def announce(batch: ScriptedBatch) -> list[BatchEvent]:
     """What reimzul-batch does after a change."""
-    events = find_announcements(batch.state)
-    for each in events:
+    news = find_announcements(batch.state)
+    for each in news:
         batch.state.apply(announced_entry(each, batch.at))
-    return events
+    return [each.event for each in news]
 
 
 # --- phases and failures
@@ -173,9 +174,50 @@ def test_a_cause_is_announced_once_and_a_rest_each_time() -> None:
 def test_an_event_that_is_announced_again_has_the_same_key() -> None:
     batch = make_chain()
     batch.fail(key("gcc"), "%build failed")
-    assert [each.key for each in find_announcements(batch.state)] == [
-        each.key for each in find_announcements(batch.state)
-    ]
+    assert find_announcements(batch.state) == find_announcements(batch.state)
+
+
+# --- many causes
+
+
+def fail_for_causes(batch: ScriptedBatch, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        batch.fail(key(f"p{number:03}"), f"step {chr(97 + number // 26)}{chr(97 + number % 26)} failed")
+
+
+def test_the_first_causes_are_announced_one_by_one_and_later_ones_once_an_hour() -> None:
+    batch = ScriptedBatch(make_plan([member(f"p{number:03}") for number in range(300)]))
+    batch.put_all()
+    for number in range(MAX_SINGLE_CAUSES):
+        fail_for_causes(batch, [number])
+        assert [each.status for each in announce(batch)] == [BatchStatus.NEW_CAUSE]
+    fail_for_causes(batch, range(MAX_SINGLE_CAUSES, 100))
+    assert announce(batch) == [], "less than an hour ago another cause was announced"
+    batch.at += DIGEST_SECONDS
+    batch.build(key("p299"))
+    (digest,) = announce(batch)
+    assert (digest.status, digest.text) == (
+        BatchStatus.NEW_CAUSE, f"Batch {BATCH} for c9s: members failed for 90 more causes",
+    )  # fmt: skip
+    assert digest.lines[0] == "p010.x86_64 failed: step ak failed"
+    assert digest.lines[-3:] == ("and 60 more causes", "", f"All of them: reimzul causes --batch {BATCH}")
+    assert decode_event(digest.encode()) == digest
+    batch.at += DIGEST_SECONDS
+    batch.build(key("p298"))
+    assert announce(batch) == [], "they were announced together"
+    fail_for_causes(batch, [100])
+    assert [each.text for each in announce(batch)] == [f"Batch {BATCH} for c9s: members failed for 1 more cause"]
+
+
+def test_many_causes_at_once_are_a_few_messages_until_the_batch_stops() -> None:
+    batch = ScriptedBatch(make_plan([member(f"p{number:03}") for number in range(300)]))
+    batch.put_all()
+    fail_for_causes(batch, range(300))
+    assert len(announce(batch)) == MAX_SINGLE_CAUSES
+    batch.finish()
+    batch.state.at += DIGEST_SECONDS
+    (end,) = announce(batch)
+    assert (end.status, end.lines[-1]) == (BatchStatus.OVER, "and 270 more causes")
 
 
 def test_the_end_is_announced_with_what_became_of_the_members() -> None:

@@ -25,6 +25,7 @@ from reimzul.plan.decisions import (
     Pause,
     Put,
     Release,
+    Repeat,
     Rest,
     Surroundings,
     TakeBack,
@@ -102,6 +103,8 @@ class Farm:
             return {"kind": EntryKind.OVER}
         if isinstance(action, Pause):
             return {"kind": EntryKind.PAUSED, "reason": action.reason}
+        if isinstance(action, Repeat):
+            return action.entry
         progress = self.state.members[action.key]
         about = {"member": action.key, "build": progress.build_id}
         if isinstance(action, Put):
@@ -584,6 +587,44 @@ def test_a_retry_of_a_follower_alone_leaves_its_member_published() -> None:
     assert (lib.state, lib.followers) == (MemberState.PUBLISHED, {FOLLOWER: MemberState.PUBLISHED})
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["published before", "published after"])
+def test_what_an_old_worker_failed_for_want_of_a_member_is_built_again_once_that_is_published(is_first: bool) -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app"), make_member("other")]))
+    farm.act()
+    if is_first:
+        farm.finish(key("lib"))
+        farm.act()
+    farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib, misspelt")
+    assert not released(farm.act()), "nobody provides the other"
+    farm.order(OrderKind.RETRY, key("app"))
+    farm.act()
+    farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib >= 1")
+    if not is_first:
+        assert not released(farm.act())
+        farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")]
+    assert farm.state_of("app") == MemberState.RELEASED
+    farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib >= 1")
+    assert not released(farm.act()), "once for the same packages: its builder may have old metadata"
+    farm.order(OrderKind.RETRY, key("lib"))
+    farm.act()
+    farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")], "the library has another build"
+
+
+def test_a_retry_of_a_member_whose_follower_is_released_holds_up_who_needs_it() -> None:
+    farm = Farm(make_plan([make_member("lib"), make_member("app", ["lib"])]))
+    farm.act()
+    farm.room = 0
+    farm.wait_with_follower(key("lib"), "misspelt")
+    farm.order(OrderKind.RELEASE, key("lib"))
+    farm.act()
+    assert (farm.state_of("lib"), farm.state.ready) == (MemberState.RELEASED, {key("app")})
+    again = {"build_id": "f" * 32, "parent": farm.state.members[key("lib")].build_id, "job": 99}
+    farm.tell(key("lib"), Status.QUEUED, **again)
+    assert not farm.state.ready
+
+
 def test_a_follower_that_is_built_again_elsewhere_keeps_the_batch_open() -> None:
     farm = Farm(make_plan([make_member("lib")]))
     farm.act()
@@ -670,6 +711,20 @@ def test_a_cancelled_batch_ends_what_is_held_and_is_over_when_what_runs_has_ende
     assert not farm.state.is_over
     farm.tell(key("lib"), Status.CANCELLED)
     assert farm.act() == [Finish()]
+
+
+def test_whoever_waits_for_a_failed_member_is_cancelled_with_the_root_cause() -> None:
+    members = [make_member("lib"), make_member("app", ["lib"]), make_member("top", ["app"]), make_member("other")]
+    farm = Farm(make_plan(members))
+    farm.act()
+    farm.finish(key("lib"), Status.FAILED, "error: no")
+    farm.act()
+    farm.order(OrderKind.CANCEL)
+    farm.act()
+    reasons = {each.member.name: each.reason for each in farm.state.members.values() if each.member.name != "lib"}
+    behind = "cancel by anna; it waited for lib.x86_64, which failed"
+    assert {name: reasons[name] for name in ("app", "top")} == {"app": behind, "top": behind}
+    assert farm.state.members[key("other")].cancel_reason or farm.state.members[key("other")].is_cancelling
 
 
 def test_settling_builds_with_a_disttag_of_its_own_in_the_order_of_needs() -> None:
@@ -762,6 +817,65 @@ def test_a_replaced_member_is_built_again_and_others_keep_their_progress() -> No
     actions = farm.act()
     assert released(actions) == [key("lib")]
     assert Put(key("app")) not in actions
+
+
+def test_a_build_outside_the_batch_lets_those_go_on_that_need_its_source() -> None:
+    farm = Farm(make_plan([make_member("lib", legs=(ARCH, NOARCH)), make_member("app", ["lib"])]))
+    farm.act()
+    farm.finish(key("lib"), Status.FAILED, "error: no")
+    assert farm.act() == [Rest()]
+    outside = {"build_id": "f" * 32, "batch": "", "pkgname": "lib"}
+    for more in ({"target": "c9s.aarch64", "arch": "aarch64"}, {"claimed": True}, {"pkgname": "app"}, {"arch": ARCH}):
+        farm.tell(key("lib"), Status.PUBLISHED, **{**outside, **more})
+        assert not released(farm.act())
+    farm.tell(key("lib"), Status.PUBLISHED, **outside, arch=NOARCH)
+    assert released(farm.act()) == [key("app")]
+    assert farm.state_of("lib") == MemberState.FAILED
+    farm.tell(key("app"), Status.BUILDING, attempt="1-00000001")
+    farm.order(OrderKind.RETRY, key("lib"))
+    assert not farm.state.is_met(key("lib")), "it is to be built again"
+
+
+def test_a_rejected_leg_that_another_attempt_published_is_published() -> None:
+    farm = chain()
+    farm.act()
+    farm.finish(key("lib"), Status.REJECTED, "a bad upload")
+    assert farm.act() == [Rest()]
+    farm.tell(key("lib"), Status.PUBLISHED)
+    assert released(farm.act()) == [key("app")]
+
+
+def test_a_replaced_member_still_releases_who_learned_to_need_it() -> None:
+    members = [make_member("lib"), make_member("app"), make_member("top", ["app"])]
+    newer = attr.evolve(members[0], srpm="lib-2-1.src.rpm", srpm_sha256="1" * 64)
+    farm = Farm(make_plan(members))
+    farm.state = BatchState(farm.plan, lambda _: make_plan([newer, *members[1:]]))
+    farm.state.apply(farm.journal[0])
+    farm.act()
+    farm.wait(key("app"), "liblib")
+    farm.finish(key("lib"), Status.FAILED)
+    assert farm.act()[-1] == Rest()
+    farm.order(OrderKind.REPLACE, key("lib"))
+    farm.act()
+    assert farm.state.unmet_needs(key("app")) == [key("lib")]
+    farm.finish(key("lib"))
+    assert released(farm.act()) == [key("app")]
+
+
+def test_a_learned_need_is_dropped_if_the_replacement_needs_that_member() -> None:
+    members = [make_member("lib"), make_member("app")]
+    newer = attr.evolve(members[0], srpm_sha256="1" * 64, needs=(key("app"),))
+    farm = Farm(make_plan(members))
+    farm.state = BatchState(farm.plan, lambda _: make_plan([newer, members[1]]))
+    farm.state.apply(farm.journal[0])
+    farm.act()
+    farm.wait(key("app"), "liblib")
+    farm.finish(key("lib"), Status.FAILED)
+    farm.act()
+    farm.order(OrderKind.REPLACE, key("lib"))
+    farm.unprovided = {key("app")}
+    farm.act()
+    assert farm.state_of("app") == MemberState.FAILED, "nobody that could provide it can be built before"
 
 
 # --- anything in any order

@@ -46,3 +46,9 @@ def test_what_a_new_attempt_misses_replaces_what_the_last_one_missed() -> None:
     waiting = hold(hold(RELEASED, "x86_64", "a-devel"), "i386", "b-devel")
     again = hold(SingleBuild.from_json({**waiting.to_json(), "state": SingleState.RELEASED}), "i386", "c-devel")
     assert again.missing == {"i386": ("c-devel",)}
+
+
+def test_its_job_is_not_the_one_that_asked_for_it_however_late_submit_announces_that() -> None:
+    build = SingleBuild.from_json({**RELEASED.to_json(), "number": 5})
+    assert apply(build, Status.QUEUED, job=5, held=True).job == 7
+    assert apply(build, Status.QUEUED, job=9).job == 9
