@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import struct
+import subprocess
 import tempfile
 import termios
 import time

@@ -92,11 +92,11 @@ def test_a_held_job_stays_held_with_its_number_and_priority(tmp_path: Path) -> N
 def test_a_held_job_does_not_keep_the_files_behind_it(tmp_path: Path) -> None:
     """beanstalkd moves what lives in its oldest file once there are more files than that is worth."""
     port, held, size = free_port(), 10 * 365 * 86_400, 60_000
-    with _started(beanstalkd_command(tmp_path, port, sync_ms=0), port) as client:
+    with _start_beanstalkd(beanstalkd_command(tmp_path, port, sync_ms=0), port) as client:
         number = client.put(b"held", priority=9, delay=held)
         for _ in range(1_000):
             client.delete(client.put(b"x" * size))
         written, kept = 1_000 * size, sum(path.stat().st_size for path in tmp_path.glob("binlog.*"))
         assert kept < written * 0.6
-    with _started(beanstalkd_command(tmp_path, port, sync_ms=0), port) as client:
+    with _start_beanstalkd(beanstalkd_command(tmp_path, port, sync_ms=0), port) as client:
         assert client.peek(number).body == b"held"
