@@ -142,9 +142,12 @@ def _end_cancelled(state: BatchState) -> Iterator[Action]:
         if not reason or (state.is_ended(progress) and not progress.open_followers):
             continue
         if progress.state in (MemberState.HELD, MemberState.WAITING):
+            if progress.is_skipped:
+                yield End(key, MemberState.SKIPPED, reason)
+                continue
             roots = _find_broken_roots(state) if roots is None else roots
             why = f"; it waited for {roots[key]}, which {_describe_end(state, roots[key])}" if key in roots else ""
-            yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason + why)
+            yield End(key, MemberState.CANCELLED, reason + why)
         elif not progress.is_cancelling:
             yield CancelBuild(key, reason)
 

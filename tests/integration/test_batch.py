@@ -379,11 +379,11 @@ def test_held_doubles_are_deleted_at_the_end_and_others_jobs_are_left(stand: Sta
 
 def test_a_job_is_found_although_numbers_fell_with_a_lost_binlog(stand: Stand, broker: Broker) -> None:
     batch = OpenBatch.accept(
-        stand.incoming, stand.submit(broker, make_plan(member("base"), member("app", "base"))), 1000, read_arches()
+        stand.incoming, stand.submit(broker, make_plan(member("base"), member("app", "base"))), 10**6, read_arches()
     )
     runner = ActionRunner(broker, batch, lambda: None)
     batch.record(
-        [batch.entry_of("put", batch.state.members[f"app.{ARCH}"], build="0" * 32, job=2000, count=0, disttag="")]
+        [batch.entry_of("put", batch.state.members[f"app.{ARCH}"], build="0" * 32, job=2 * 10**6, count=0, disttag="")]
     )
     request = make_request(batch, batch.state.members[f"base.{ARCH}"])
     job = broker.put(arch_tube(ARCH), request, priority=8192, delay=HELD_SECONDS)
