@@ -183,6 +183,8 @@ class Scheduler:
         while self.failure is None:
             while self._timers and self._timers[0][0] <= self.now:
                 heapq.heappop(self._timers)[2]()
+            if len(self.ready) == 1 and self.ready[0].process.paused_until <= self.now:
+                return self.ready.pop()
             able = [task for task in self.ready if task.process.paused_until <= self.now]
             if able:
                 chosen = able[int(self.random.random() * len(able))] if len(able) > 1 else able[0]
