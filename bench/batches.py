@@ -30,8 +30,8 @@ from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, ne
 from reimzul.history import History, open_history
 from reimzul.plan.announcements import announced_entry, find_announcements
 from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
-from reimzul.plan.journal import Entry, EntryKind, Journal
-from reimzul.plan.state import BatchState, event_entry
+from reimzul.plan.journal import Entry, EntryKind, Journal, event_entry
+from reimzul.plan.state import BatchState
 from tests.conftest import Beanstalkd
 from tests.waiting import until
 

@@ -13,8 +13,8 @@ from reimzul.core.batch_message import OrderKind
 from reimzul.core.beanstalk import PRIORITY
 from reimzul.core.message import BuildEvent, Status
 from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
-from reimzul.plan.journal import EntryKind, Journal
-from reimzul.plan.state import BatchState, event_entry
+from reimzul.plan.journal import EntryKind, Journal, event_entry
+from reimzul.plan.state import BatchState
 from tests.events import ATTEMPT, BEGINNING
 
 BATCH, ARCH, TARGET = "5f0c12ab", "x86_64", "c9s"

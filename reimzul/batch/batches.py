@@ -19,9 +19,9 @@ from reimzul.core.errors import InputError, InvalidMessage, RetryLater, describe
 from reimzul.core.message import BuildEvent
 from reimzul.plan.batches import read_announced_end
 from reimzul.plan.document import FOLDER, journal_path, plan_path
-from reimzul.plan.journal import Entry, EntryKind, Journal
+from reimzul.plan.journal import Entry, EntryKind, Journal, event_entry
 from reimzul.plan.progress import MemberProgress
-from reimzul.plan.state import BatchState, event_entry
+from reimzul.plan.state import BatchState
 
 log = logging.getLogger(__name__)
 

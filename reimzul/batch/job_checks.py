@@ -24,9 +24,8 @@ from reimzul.core.message import BuildEvent, BuildRequest, Status
 from reimzul.core.pending import read_pending
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
-from reimzul.plan.journal import EntryKind
+from reimzul.plan.journal import EntryKind, event_entry
 from reimzul.plan.progress import MemberProgress, MemberState
-from reimzul.plan.state import event_entry
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ import attr
 from reimzul.core import fs
 from reimzul.core.errors import InputError, InvalidMessage, describe_os_error
 from reimzul.core.json_message import encode, parse_json
+from reimzul.core.message import BuildEvent
 
 
 class EntryKind:
@@ -39,6 +40,10 @@ class EntryKind:
 
 #: What happened: `kind`, and the keys that belong to it (`BatchState.apply`).
 Entry = Mapping[str, Any]
+
+
+def event_entry(event: BuildEvent, at: float) -> Entry:
+    return {"kind": EntryKind.EVENT, "at": at, "event": event.to_json()}
 
 
 @attr.define

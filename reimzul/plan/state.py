@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Callable
+from collections.abc import Collection, Iterable
+from typing import Callable
 
 from reimzul.core.batch_event import BatchStatus
 from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind, is_conflict
@@ -495,7 +495,3 @@ class BatchState:
         conflicts = list(filter(is_conflict, missing))
         has_all = all(is_published(each) for each in missing if each not in conflicts)
         return has_all and (not conflicts or any(is_published(each, progress.started) for each in conflicts))
-
-
-def event_entry(event: BuildEvent, at: float) -> Mapping[str, Any]:
-    return {"kind": EntryKind.EVENT, "at": at, "event": event.to_json()}

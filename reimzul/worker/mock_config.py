@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import re
+import string
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -275,9 +276,7 @@ def _redact_option(line: str) -> str:
 PULL_INTERVAL_SECONDS, EMPTY_PULL_INTERVAL_SECONDS = 300.0, 60.0
 #: Seconds between two looks for the flag of `reimzul targets --refresh`.
 FLAG_POLL_SECONDS = 5.0
-#: The configuration of a single package, without arch: `<name>-<version>-<release>`, a disttag as `.el7` at the end.
-#: Other names are targets, as `centos-7-1708`; a package's that is reported as a target does no harm.
-_PACKAGE_CONFIG = re.compile(r".+-[0-9][^-]*-[0-9][^-]*\.[A-Za-z_+]+[0-9][^-]*")
+_DISTTAG_LETTERS = string.ascii_letters + "_+"
 
 
 def read_targets(folder: Path, arches: Arches, tubes: Collection[str]) -> TargetList:
@@ -294,12 +293,23 @@ def _iterate_targets(folder: Path, arches: Arches, tubes: Collection[str]) -> It
     for file in files:
         target = file[: -len(".cfg")]
         name, arch = split_arch(target, arches)
-        if not arch or arches.tube_of(arch) not in tubes or _PACKAGE_CONFIG.fullmatch(name):
+        if not arch or arches.tube_of(arch) not in tubes or _is_of_package(name):
             continue
         try:
             yield validators.target(target)
         except ValueError:
             continue  # no request can name it
+
+
+def _is_of_package(name: str) -> bool:
+    """Whether a configuration is a single package's: `<name>-<version>-<release>` with a disttag as `.el7`, no arch.
+
+    Other names are targets, as `centos-7-1708`; a package's that is reported as a target does no harm.
+    """
+    package, version, release = ["", "", "", *name.rsplit("-", 2)][-3:]
+    tags = [(part, part.lstrip(_DISTTAG_LETTERS)) for part in release.split(".")[1:]]
+    has_disttag = any(rest != part and rest[:1].isdigit() for part, rest in tags)
+    return bool(package) and version[:1].isdigit() and release[:1].isdigit() and has_disttag
 
 
 @attr.define

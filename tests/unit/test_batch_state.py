@@ -7,7 +7,8 @@ from typing import Any
 
 from reimzul.core.message import BuildEvent
 from reimzul.plan.decisions import Put, Release, Surroundings, decide
-from reimzul.plan.state import BatchState, event_entry
+from reimzul.plan.journal import event_entry
+from reimzul.plan.state import BatchState
 from tests.batch import ARCH, make_plan, member
 
 ATTEMPT = "1763800001-0000000a"

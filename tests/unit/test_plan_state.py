@@ -32,9 +32,9 @@ from reimzul.plan.decisions import (
     decide,
 )
 from reimzul.plan.document import Member, Plan
-from reimzul.plan.journal import Entry, EntryKind
+from reimzul.plan.journal import Entry, EntryKind, event_entry
 from reimzul.plan.progress import MemberProgress, MemberState
-from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState, event_entry
+from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState
 
 ARCH, FOLLOWER, NOARCH = "x86_64", "i386", "noarch"
 TARGET = f"c9s.{ARCH}"
