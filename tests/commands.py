@@ -39,7 +39,12 @@ _MODULES = {
 }
 _IMPORTED = ("core", "history", "plan", "store", "submit", "admin", "worker", "notifier", "batch")
 #: Python reads these before anything else: a program with others than ours is started in the usual way.
-_READ_AT_START = ("LANG", "LC_ALL", "LC_CTYPE", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONHASHSEED")
+_READ_AT_START = (
+    "LANG", "LC_ALL", "LC_CTYPE", "LD_PRELOAD", "PYTHONHASHSEED", "PYTHONIOENCODING", "PYTHONPATH", "PYTHONUTF8",
+    "PYTHONWARNINGS",
+)  # fmt: skip
+#: Before any test changes it.
+_ENVIRONMENT = dict(os.environ)
 _NETWORK = "/proc/thread-self/ns/net"
 _CLONE_NEWNET = 0x40000000  # sched.h
 
@@ -94,7 +99,7 @@ def start(
     """Start a program with three open files."""
     words, env = [str(word) for word in argv], os.environ if env is None else env
     if Path(words[0]).name in _MODULES and all(
-        env[name] == os.environ.get(name) for name in _READ_AT_START if name in env
+        env[name] == _ENVIRONMENT.get(name) for name in _READ_AT_START if name in env
     ):
         return Command(words, env, str(cwd or os.getcwd()), files)
     return subprocess.Popen(words, env=env, cwd=cwd, stdin=files[0], stdout=files[1], stderr=files[2])
@@ -132,7 +137,8 @@ def _start_server() -> socket.socket:
     """Start the process that forks; it ends when this end of its socket is closed."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     argv = [sys.executable, "-m", "tests.commands", str(its.fileno())]
-    process = subprocess.Popen(argv, pass_fds=[its.fileno()], cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL)
+    given = {"cwd": Path(__file__).parents[1], "env": _ENVIRONMENT, "stdin": subprocess.DEVNULL}
+    process = subprocess.Popen(argv, pass_fds=[its.fileno()], **given)  # type: ignore[call-overload]
     its.close()
     atexit.register(process.wait)
     atexit.register(ours.close)
