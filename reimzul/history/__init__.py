@@ -13,10 +13,10 @@ from typing import Callable, Optional
 import attr
 
 from reimzul.core.errors import ConfigError, ReimzulError
+from reimzul.core.failure_cause import cause_of
 from reimzul.core.message import Event, Status
 from reimzul.core.validators import is_source_rpm
 from reimzul.history.build_record import BuildRecord, BuildState, RefusalRecord
-from reimzul.history.failed_build import FailedBuild
 
 __all__ = [
     "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "FailedBuild", "History", "HistoryDamaged",
@@ -80,6 +80,23 @@ class BuildFilter:
         """Whether a `Success` has to be published (or not to be) to be found; None: all are found, or none."""
         chosen = {BuildState.BUILT, BuildState.PUBLISHED} & set(self.states or ())
         return BuildState.PUBLISHED in chosen if len(chosen) == 1 else None
+
+
+@attr.frozen
+class FailedBuild:
+    """A failed build, as far as causes need it: a history yields thousands of them without reading their records."""
+
+    build_id: str
+    arch: str
+    timestamp: str
+    target: str
+    package: str
+    cause: str  #: by this version of the rule
+
+    @classmethod
+    def from_record(cls, record: BuildRecord) -> FailedBuild:
+        values = (record.build_id, record.arch, record.timestamp, record.target, record.package)
+        return cls(*values, cause_of(record).id)
 
 
 class History(abc.ABC):

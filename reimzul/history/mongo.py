@@ -23,7 +23,7 @@ from reimzul.core.errors import translate_errors
 from reimzul.core.failure_cause import CAUSE_VERSION
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.core.validators import package_of
-from reimzul.history import BuildFilter, History, HistoryUnavailable, is_pattern
+from reimzul.history import BuildFilter, FailedBuild, History, HistoryUnavailable, is_pattern
 from reimzul.history.build_record import (
     EXPLANATION,
     FAILURES,
@@ -34,7 +34,6 @@ from reimzul.history.build_record import (
     apply_events,
     with_cause,
 )
-from reimzul.history.failed_build import FailedBuild
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.
 CONNECT_TIMEOUT_MS, REPLY_TIMEOUT_MS = 2_000, 10_000

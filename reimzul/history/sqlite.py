@@ -36,6 +36,7 @@ from reimzul.core.sqlite import (
 from reimzul.history import (
     CORRUPT_PREFIX,
     BuildFilter,
+    FailedBuild,
     History,
     HistoryDamaged,
     HistoryUnavailable,
@@ -54,7 +55,6 @@ from reimzul.history.build_record import (
     with_cause,
     with_override,
 )
-from reimzul.history.failed_build import FailedBuild
 
 log = logging.getLogger(__name__)
 
