@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a batch which is over is kept in memory: late events of its builds still count.
 _KEEP_SECONDS = 3600.0
+#: Seconds between two looks whether the batch of an order has begun.
+ORDER_PAUSE_SECONDS = 2
 #: Digits of a batch's id, by which its journal is told from that of single builds.
 _ID_LENGTH = 8
 #: Seconds between two looks for the files of batches that could not be read.
@@ -117,8 +119,12 @@ class Batches:
             raise InputError(f"{journal_path(self.incoming, batch_id)}: belongs to another plan")
         return batch
 
-    def find_for_order(self, order: BatchOrder) -> OpenBatch:
-        """The batch that an order is for. Raises `InvalidMessage`, and `RetryLater` if its request is still to come."""
+    def find_for_order(self, order: BatchOrder, releases: int) -> OpenBatch:
+        """The batch that an order is for. Raises `InvalidMessage`, and `RetryLater` if its request is still to come.
+
+        `releases`: how often the order was put back to wait. Its age says nothing: this daemon may have been down, and
+        then the order comes before the request.
+        """
         about = f"{order.order} of batch {order.batch}, ordered by {order.by}"
         try:
             batch = self._find(order.batch)
@@ -128,9 +134,9 @@ class Batches:
             return batch
         if not plan_path(self.incoming, order.batch).exists():
             raise InvalidMessage(f"{about}: there is no such batch")
-        if time.time() - order.at > MAX_WAIT_SECONDS:
+        if releases * ORDER_PAUSE_SECONDS > MAX_WAIT_SECONDS:
             raise InvalidMessage(f"{about}: the batch has not begun, nor did it since")
-        raise RetryLater(f"batch {order.batch} has not begun yet", pause=2)
+        raise RetryLater(f"batch {order.batch} has not begun yet", pause=ORDER_PAUSE_SECONDS)
 
     def keep_event(self, event: BuildEvent) -> None:
         """Journal an event of a batch that is not touched, so that it counts later. Raises `RetryLater`."""

@@ -108,7 +108,7 @@ class BatchDaemon(Daemon[BatchMessage]):
         if isinstance(message, BuildEvent):
             return self._sort_event(broker, message)
         if isinstance(message, BatchOrder):
-            batch = self.batches.find_for_order(message)
+            batch = self.batches.find_for_order(message, claim.stats.releases)
             prepare_order(message, self._runner(broker, batch), self.batches.arches)
             log.info("batch %s: %s by %s", batch.id, message.order, message.by)
             return batch, entry_of_order(message)

@@ -16,11 +16,13 @@ import pytest
 from reimzul.admin import batch_orders
 from reimzul.batch import cli
 from reimzul.batch.actions import PUTS_BETWEEN_RESERVES, ActionRunner, make_request
+from reimzul.batch.batches import ORDER_PAUSE_SECONDS, Batches
 from reimzul.batch.open_batch import OpenBatch
 from reimzul.core.arch import read_arches
 from reimzul.core.batch_message import BatchOrder, OrderKind
 from reimzul.core.beanstalk import (
     BATCH,
+    BATCH_ORDER,
     BATCH_REQUEST,
     BATCH_RESULT,
     HELD_SECONDS,
@@ -32,7 +34,8 @@ from reimzul.core.beanstalk import (
 from reimzul.core.cli import current_user
 from reimzul.core.config import load_file
 from reimzul.core.control import cancel_flag
-from reimzul.core.errors import BrokerUnavailable
+from reimzul.core.daemon import MAX_WAIT_SECONDS
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, RetryLater
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
 from reimzul.plan.batches import BatchFiles
 from reimzul.plan.decisions import Surroundings, decide
@@ -151,13 +154,26 @@ def iter_announced(broker: Broker) -> Iterator[object]:
         job.delete()
 
 
-def test_an_order_for_a_batch_that_never_begins_does_not_wait_for_ever(stand: Stand, broker: Broker) -> None:
+def test_an_order_for_a_batch_that_never_begins_does_not_wait_for_ever(tmp_path: Path) -> None:
+    write_plan(plan_path(tmp_path, BATCH_ID), make_plan(*DIAMOND))
+    batches = Batches(tmp_path, read_arches(None))
+    order = BatchOrder(batch=BATCH_ID, order=OrderKind.PAUSE, id="0" * 16, by="johnny", at=time.time())
+    looks = MAX_WAIT_SECONDS // ORDER_PAUSE_SECONDS
+    with pytest.raises(RetryLater):
+        batches.find_for_order(order, looks)
+    with pytest.raises(InvalidMessage, match="pause of batch 5f0c12ab, ordered by johnny: the batch has not begun"):
+        batches.find_for_order(order, looks + 1)
+
+
+def test_an_old_order_waits_for_the_request_behind_it(stand: Stand, broker: Broker) -> None:
+    """As where this daemon was down, or a clock was wrong."""
     write_plan(plan_path(stand.incoming, BATCH_ID), make_plan(*DIAMOND))
-    stand.start()
     order = BatchOrder(batch=BATCH_ID, order=OrderKind.PAUSE, id="0" * 16, by="johnny", at=time.time() - 4000)
-    broker.put(BATCH, order, priority=BATCH_REQUEST)
-    until(lambda: broker.tube_stats(BATCH.name).buried == 1, 10, "it is refused")
-    assert "pause of batch 5f0c12ab, ordered by johnny: the batch has not begun" in stand.log
+    broker.put(BATCH, order, priority=BATCH_ORDER)
+    stand.start()
+    until(lambda: f"batch {BATCH_ID} has not begun yet" in stand.log, 10, "the order comes first")
+    stand.submit(broker, make_plan(*DIAMOND))
+    until(lambda: stand.state().is_paused, 10, "the order is obeyed")
 
 
 def test_a_plan_that_is_not_as_requested_is_refused(stand: Stand, broker: Broker) -> None:
