@@ -26,8 +26,8 @@ from reimzul.core.listed_packages import PackageContent
 from reimzul.plan.contents import TargetContents
 from reimzul.plan.document import OrderRule, Plan
 from reimzul.plan.edges import CapabilityIndex, PlannedSource
-from reimzul.plan.forecast import forecast_members
 from reimzul.plan.maker import MemberMaker, plan_arch
+from reimzul.submit.planning import forecast_members
 
 _ARCH, _TARGET = "x86_64", "c9s"
 _BUILDERS = 20

@@ -47,13 +47,13 @@ from reimzul.core.errors import (
     describe_os_error,
 )
 from reimzul.core.fs import find_unreadable
-from reimzul.core.incoming import mark_source
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
 from reimzul.core.option_types import Seconds
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
+from reimzul.history.incoming import mark_source
 from reimzul.history.workers import submitter_for_workers
 
 log = logging.getLogger(__name__)

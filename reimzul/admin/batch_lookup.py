@@ -1,26 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look-ups of batches: a batch by its id, members by their names, and the workers that build them."""
+"""Look-ups of batches: a batch by its id, members by their names, and the workers that build them; and the words by
+which commands describe a batch or a member in one line.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.output import Table
 from reimzul.core import validators
 from reimzul.core.config import load_file
 from reimzul.core.errors import InputError, ReimzulError, describe_os_error
 from reimzul.core.formatting import list_known, pluralize, suggest_nearest
 from reimzul.core.settings import Settings
+from reimzul.history import BuildRecord
 from reimzul.history.workers import WorkersUnavailable, list_live
-from reimzul.plan import view
-from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, load_batch, read_summary
+from reimzul.plan import batches, overview
+from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, load_batch, read_summary, summarize
 from reimzul.plan.document import FOLDER, SEED_SUFFIX, Plan, plan_path, read_plan
+from reimzul.plan.overview import (
+    BatchPhase,
+    count_blocked,
+    describe_counts,
+    describe_held,
+    describe_member,
+    describe_wait,
+    walk_tree,
+)
+from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import BatchState
 
 _ID = re.compile(r"[0-9a-f]{1,8}")
@@ -130,7 +145,7 @@ def count_builders(settings: Settings, state: BatchState) -> Optional[int]:
         workers = list_live(lookup.load_workers(settings))
     except WorkersUnavailable:
         return None
-    return view.count_builders(state, [each.heartbeat for each in workers])
+    return batches.count_builders(state, [each.heartbeat for each in workers])
 
 
 def describe_batch(state: BatchState) -> str:
@@ -177,3 +192,116 @@ def complete_member(context: click.Context, _: click.Parameter, incomplete: str)
 def _load_settings(context: click.Context) -> Settings:
     config: Path | None = context.params.get("config")
     return load_file(config)
+
+
+# --- members in words
+
+MEMBER_TABLE = Table(("MEMBER", "STATE", "BUILD", "BEHIND", "WHY"), dispensable=("BUILD", "BEHIND"))
+
+
+def describe_membership(state: BatchState | None, build: BuildRecord, now: float) -> Iterator[str]:
+    """Say, in sentences for `reimzul explain`, which batch a build belongs to and what that means for it."""
+    if not build.batch:
+        return
+    if state is None or (progress := state.find_member(build.build_id)) is None:
+        yield f"It belongs to batch {build.batch}, whose files cannot be read."
+        return
+    phase = overview.find_phase(state)
+    why = f": {state.pause_reason}" if phase == overview.BatchPhase.PAUSED else ""
+    yield f"It is a build of {progress.key} of batch {build.batch}, which is {phase}{why}."
+    if progress.build_id != build.build_id:
+        yield f"A later build of that member is {progress.build_id[:8]}."
+        return
+    if progress.state == MemberState.HELD:
+        wait = describe_wait(state, progress.key, now)
+        yield f"It {wait}." if wait else f"It is held: {describe_held(state, progress)}."
+    if progress.state in (MemberState.HELD, MemberState.WAITING):
+        yield f"To have it built all the same: reimzul batch release {build.batch} {progress.member.name} --anyway"
+    blocked = count_blocked(state, progress)
+    if blocked:
+        yield f"{pluralize(blocked, 'member')} behind it: reimzul batch show {build.batch} --tree"
+    if blocked and progress.state in MemberState.BROKEN:
+        yield f"To go on: reimzul batch retry, replace or skip {build.batch} {progress.member.name}"
+
+
+def to_row(state: BatchState, progress: MemberProgress, now: float) -> list[str]:
+    blocked = count_blocked(state, progress)
+    behind = "-" if blocked is None else f"{blocked:,}"
+    why = describe_member(state, progress, now) or "-"
+    return [progress.key, progress.state, progress.build_id[:8] or "-", behind, why]
+
+
+def format_tree(state: BatchState, now: float) -> Iterator[str]:
+    """Draw who waits for whom, from the members that wait for none."""
+    for line in walk_tree(state):
+        progress = line.progress
+        if line.depth:
+            again = "  (see above)" if line.is_repeated else ""
+            yield f"{'  ' * line.depth}{progress.key}  {progress.state}{again}"
+        else:
+            why = describe_member(state, progress, now)
+            yield f"{progress.key}  {progress.state}{f': {why}' if why else ''}  ({line.behind:,} behind it)"
+
+
+# --- a batch among builds
+
+#: Seconds that a batch is shown after its end where all that runs is followed.
+_SHOWN_AFTER_END_SECONDS = 60.0
+
+
+def describe_summary(summary: BatchSummary) -> str:
+    return f"batch of {pluralize(summary.total, 'member')}: {describe_counts(summary.counts)}"
+
+
+def iterate_summaries(settings: Settings, target: str | None, begin: float, end: float) -> Iterator[BatchSummary]:
+    """Yield the batches that were submitted in a period, the newest first; those that cannot be read are left out."""
+    for batch in list_batches(settings):
+        summaries, _faults = read_summaries(settings, [batch])
+        for each in summaries:
+            if each.created < begin:
+                return
+            if each.created < end and (target is None or target in _list_targets(each)):
+                yield each
+
+
+def _list_targets(summary: BatchSummary) -> list[str]:
+    return [summary.target, *(f"{summary.target}.{arch}" for arch in summary.arches)]
+
+
+class BatchFollower:
+    """Follows all batches that are not over."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._files: dict[str, BatchFiles] = {}
+        self._over: dict[str, float] = {}  #: when each was first found to be over
+
+    def poll(self) -> list[BatchSummary]:
+        """Return the batches that are not over, or have been for a short time only."""
+        now = time.monotonic()
+        for batch in list_batches(self._settings):
+            if batch not in self._over and batch not in self._files:
+                self._open(batch)
+        found = []
+        for batch, files in list(self._files.items()):
+            summary = self._refresh(files)
+            if summary is None or now - self._over.get(batch, now) > _SHOWN_AFTER_END_SECONDS:
+                del self._files[batch]
+            else:
+                found.append(summary)
+            if summary is not None and summary.phase == BatchPhase.OVER:
+                self._over.setdefault(batch, now)
+        return found
+
+    def _open(self, batch: str) -> None:
+        summaries, _faults = read_summaries(self._settings, [batch])
+        if not summaries or summaries[0].phase == BatchPhase.OVER:
+            self._over[batch] = float("-inf")
+            return
+        self._files[batch] = BatchFiles(self._settings.incoming.folder, batch)
+
+    def _refresh(self, files: BatchFiles) -> BatchSummary | None:
+        try:
+            return summarize(files.refresh())
+        except InputError:
+            return None

@@ -25,8 +25,7 @@ from reimzul.core.formatting import pluralize
 from reimzul.core.settings import Settings
 from reimzul.plan import overview
 from reimzul.plan.batches import BatchFiles, load_batch
-from reimzul.plan.members import describe_missing, describe_wait
-from reimzul.plan.overview import BatchPhase
+from reimzul.plan.overview import BatchPhase, describe_missing, describe_wait
 from reimzul.plan.progress import MemberProgress, MemberState
 from reimzul.plan.state import BatchState
 

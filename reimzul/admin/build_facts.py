@@ -10,7 +10,6 @@ from typing import Optional
 import attr
 
 from reimzul.admin import batch_lookup, lookup
-from reimzul.admin.health import Processes
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, heartbeat_tube
@@ -21,7 +20,7 @@ from reimzul.core.retry import compute_backoff
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, estimates
 from reimzul.history.build_record import BuildState
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable
+from reimzul.history.workers import Processes, WorkerRecord, WorkersUnavailable
 from reimzul.plan.state import BatchState
 
 

@@ -2,6 +2,9 @@
 """`reimzul builders` lists the workers; `reimzul drain` and `reimzul resume` stop and start a builder's intake of jobs.
 
 The drain flag is kept in beanstalkd, so it outlives a restart of either host, and nobody has to log in on the builder.
+
+`reimzul builders --forget` asks the notifier, which owns the file of heartbeats, to drop the processes of a host that
+vanished: each gets the last heartbeat that it did not send.
 """
 
 from __future__ import annotations
@@ -15,20 +18,26 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
-from reimzul.admin.forget import forget_host
-from reimzul.admin.health import Processes, describe_error
 from reimzul.admin.stats import AttemptCounts, compute_stats_between
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, builder_of_drain_tube, drain_tube
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
-from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
+from reimzul.core.errors import EXIT_BROKER, EXIT_FAILED, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time
 from reimzul.core.links import NO_LINKS, LinkRoots, LinkSource, relink
 from reimzul.core.message import WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
-from reimzul.history.workers import VANISHED, WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
+from reimzul.history.workers import (
+    VANISHED,
+    Processes,
+    WorkerRecord,
+    WorkersUnavailable,
+    describe_error,
+    drop_disconnected,
+    shared_names,
+)
 
 _TABLE = output.Table(
     ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION"),
@@ -283,3 +292,51 @@ def resume(settings: Settings, name: str, force: bool, as_json: bool) -> None:
         cleared = control.clear_flag(broker, drain_tube(host))
     message = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"
     _print_drain(as_json, host, message, [], drained=False, changed=cleared)
+
+
+# --- forgetting a host
+
+#: Seconds that the notifier may take, and between two looks whether it has done it.
+_TIMEOUT_SECONDS, _POLL_SECONDS = 5.0, 0.2
+
+
+def forget_host(settings: Settings, name: str, as_json: bool) -> int:
+    """Forget a host's vanished processes; return the exit code. Raises `InputError`."""
+    output.check_input(validators.host, name)
+    known = lookup.load_processes(settings)
+    with Broker.from_settings(settings.beanstalkd) as broker:
+        host, gone = _find_vanished(Processes.find(broker, known), name)
+        for each in gone:
+            broker.announce(attr.evolve(each.heartbeat, leaving=True))
+    is_done = _wait_until_forgotten(settings, gone)
+    instances = [each.heartbeat.instance for each in gone]
+    done = "forgotten" if is_done else "to be forgotten as soon as the notifier runs"
+    message = f"{host}: {len(gone)} {'process' if len(gone) == 1 else 'processes'} {done} ({', '.join(instances)})"
+    result = {"builder": host, "forgotten": instances, "done": is_done, "message": message}
+    output.print_result(result, [message], as_json)
+    return 0 if is_done else EXIT_FAILED
+
+
+def _find_vanished(processes: Processes, name: str) -> tuple[str, list[WorkerRecord]]:
+    hosts = {each.heartbeat.host for each in (*processes.connected, *processes.vanished)}
+    gone = {each.heartbeat.host for each in processes.vanished}
+    matching = lookup.match_hosts(hosts, name)
+    if len(matching) > 1:
+        raise InputError(f"more than one host is called {name}: {', '.join(matching)}")
+    if not matching:
+        raise InputError(f"no host {name} has been heard of{lookup.suggest_host(gone, name)}")
+    if matching[0] not in gone:
+        raise InputError(
+            f"{matching[0]} is connected, and would be listed again at once: only a host that is gone is forgotten"
+        )
+    return matching[0], [each for each in processes.vanished if each.heartbeat.host == matching[0]]
+
+
+def _wait_until_forgotten(settings: Settings, gone: list[WorkerRecord]) -> bool:
+    sessions, deadline = {each.heartbeat.session for each in gone}, time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        if sessions.isdisjoint(each.heartbeat.session for each in lookup.load_processes(settings)):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)

@@ -163,16 +163,16 @@ def _fold_batches(
     """Return timestamp and row of each batch that belongs among the builds which are shown."""
     if not (settings.incoming.folder / FOLDER).is_dir():
         return []
-    from reimzul.admin import batch_lines  # most farms have no batches, and `reimzul builds` starts sooner without
+    from reimzul.admin import batch_lookup  # most farms have no batches, and `reimzul builds` starts sooner without
 
     oldest = found[limit - 1].timestamp if len(found) > limit else ""
     rows: list[tuple[str, list[str]]] = []
     last = time.time() + 86400 if end is None else end  # a plan's clock may be ahead
-    for each in batch_lines.iterate_summaries(settings, target, begin or 0.0, last):
+    for each in batch_lookup.iterate_summaries(settings, target, begin or 0.0, last):
         stamp = build_timestamp(each.created)
         if stamp < oldest or len(rows) > limit:
             break
-        about = (batch_lines.describe_summary(each), ",".join(each.arches), each.target, format_timestamp(stamp))
+        about = (batch_lookup.describe_summary(each), ",".join(each.arches), each.target, format_timestamp(stamp))
         rows.append((stamp, [each.batch, each.phase, *about, each.submitter, "-"]))
     return rows
 

@@ -13,9 +13,8 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.batch_members import describe_membership
+from reimzul.admin.batch_lookup import describe_membership
 from reimzul.admin.build_facts import BuildFacts, collect_facts, estimate_start_and_end
-from reimzul.admin.health import FULL, describe_error, describe_short_disk, find_leg_errors
 from reimzul.admin.output import join_parts, json_option, pass_settings, print_result
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES
@@ -25,7 +24,7 @@ from reimzul.core.message import Role, Status, WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, estimates
 from reimzul.history.build_record import CLAIMED, RecordedAttempt
-from reimzul.history.workers import WorkerRecord
+from reimzul.history.workers import FULL, WorkerRecord, describe_error, describe_short_disk, find_leg_errors
 
 #: The figures of a package's past durations in JSON.
 _PAST_DURATIONS = ("count", "low", "median", "high", "mean")

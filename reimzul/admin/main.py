@@ -30,7 +30,7 @@ COMMANDS = {
     "scratch": ("store", "scratch", "List and remove scratch builds, on bstore."),
     "causes": ("causes", "command", "Group failed builds by their cause."),
     "targets": ("targets", "command", "List targets: arches, builders, packages; show one with its .repo file."),
-    "packages": ("packages", "command", "List the latest published build of each package of a target."),
+    "packages": ("targets", "packages_command", "List the latest published build of each package of a target."),
     "download": ("download", "command", "Download the packages or logs of a build, or of a target."),
     "stats": ("stats", "command", "Show builds, failures and times by arch, package and builder."),
     "metrics": ("metrics", "command", "Print statistics for Prometheus, as OpenMetrics text."),

@@ -2,6 +2,8 @@
 """`reimzul prune` and `reimzul scratch` remove builds from the store; `reimzul repogen` regenerates repodata.
 
 Commands that write in the store run as its owner: repogen could not replace files that belong to root.
+
+`reimzul prune --incoming` removes source rpms that no build needs, on the controller.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.incoming import prune_incoming
 from reimzul.admin.output import (
     NearestGroup,
     Table,
@@ -43,17 +44,19 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
-from reimzul.core.formatting import format_duration, format_size, format_timestamp, pluralize
+from reimzul.core.formatting import format_duration, format_size, format_time, format_timestamp, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.option_types import WholeNumber
 from reimzul.core.retry import CancelToken
+from reimzul.core.roles import require_controller
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
 from reimzul.core.targets import UnknownTarget, find_one_target, find_targets
 from reimzul.history import HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
+from reimzul.history.incoming import OldSource, find_old_sources, remove_old_sources
 from reimzul.store import repodata
 from reimzul.store.cleanup import (
     BuildDetails,
@@ -435,3 +438,48 @@ def _is_in_store(settings: Settings, target: str) -> bool:
         session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
         return True
     return False
+
+
+# --- incoming/
+
+_SOURCES_TABLE = Table(("SRPM", "SIZE", "LAST USED", ""), dispensable=("SIZE", "LAST USED"))
+
+
+def prune_incoming(settings: Settings, older: int | None, *, dry_run: bool, yes: bool, as_json: bool) -> int:
+    """Remove source rpms that were last needed longer ago than `older` seconds, by default [incoming] keep_days."""
+    require_controller("`reimzul prune --incoming`", settings, click.get_current_context().params.get("config"))
+    mine = settings.incoming
+    if older is None and not mine.keep_days:
+        raise InputError("no age says what to remove: give --older, or set [incoming] keep_days")
+    before = time.time() - (mine.keep_days * 86400 if older is None else older)
+    with lookup.reading_history(settings.history.url) as history:
+        found = find_old_sources(history, mine.folder, before)
+    unneeded = [each for each in found if not each.message]
+    kept = [each for each in found if each.message]
+    if unneeded and not dry_run:
+        confirm(f"Remove {pluralize(len(unneeded), 'source rpm')}, {_total_source_size(unneeded)}?", yes)
+        unneeded = remove_old_sources(mine.folder, unneeded, before)
+    if as_json:
+        print_json(
+            {"removed": [_source_to_json(each) for each in unneeded], "kept": [attr.asdict(each) for each in kept]}
+        )
+        return 0
+    if found:
+        print_table(_SOURCES_TABLE, [_format_source(each) for each in (*unneeded, *kept)])
+    verb = "would be removed" if dry_run else "removed"
+    summary = f"{pluralize(len(unneeded), 'source rpm')} {verb}, {_total_source_size(unneeded)}"
+    click.echo(summary, err=not sys.stdout.isatty())
+    return 0
+
+
+def _total_source_size(sources: Iterable[OldSource]) -> str:
+    return format_size(sum(each.bytes for each in sources))
+
+
+def _source_to_json(source: OldSource) -> dict[str, object]:
+    return {"srpm": source.srpm, "bytes": source.bytes, "since": source.since}
+
+
+def _format_source(source: OldSource) -> list[str]:
+    reason = f"stays: {source.message}" if source.message else ""
+    return [source.srpm, format_size(source.bytes), format_time(source.since), reason]

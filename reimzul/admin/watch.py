@@ -17,8 +17,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.batch_lines import BatchFollower
-from reimzul.admin.health import find_leg_errors
+from reimzul.admin.batch_lookup import BatchFollower
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
 from reimzul.admin.output import (
     LiveScreen,
@@ -45,7 +44,7 @@ from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
 from reimzul.history.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, find_leg_errors
 from reimzul.plan.batches import BatchSummary
 from reimzul.plan.overview import BatchPhase, describe_counts
 

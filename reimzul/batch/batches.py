@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from reimzul.batch.actions import ActionRunner
+from reimzul.batch.actions import ActionRunner, OpenBatch, has_begun
 from reimzul.batch.jobs import without_logs
-from reimzul.batch.open_batch import OpenBatch, has_begun
 from reimzul.core.arch import Arches
 from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
 from reimzul.core.daemon import MAX_WAIT_SECONDS

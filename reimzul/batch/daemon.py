@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Callable
 
-from reimzul.batch.actions import ActionRunner
+from reimzul.batch.actions import ActionRunner, OpenBatch
 from reimzul.batch.batches import Batches, entry_of_event, entry_of_order, prepare_order
 from reimzul.batch.job_checks import JobChecker
-from reimzul.batch.open_batch import OpenBatch
 from reimzul.batch.single_builds import SingleBuilds
 from reimzul.batch.target_provides import TargetWatcher
 from reimzul.batch.throttle import Throttle

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import attr
 
 from reimzul.batch import jobs
-from reimzul.batch.actions import ActionRunner, make_request, name_package
-from reimzul.batch.open_batch import OpenBatch
+from reimzul.batch.actions import ActionRunner, OpenBatch, make_request, name_package
 from reimzul.core import control
 from reimzul.core.beanstalk import BATCH, CREATEREPO, HELD_SECONDS, NOTIFY, Broker, arch_tube
 from reimzul.core.errors import ReimzulError

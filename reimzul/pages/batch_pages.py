@@ -19,20 +19,20 @@ from reimzul.pages.index import PageIndex
 from reimzul.pages.rendering import OutputFile, Rendered, page_path, render_json
 from reimzul.pages.sources import PageSources
 from reimzul.plan import overview
-from reimzul.plan.batches import BatchSummary, summarize
-from reimzul.plan.members import TreeLine, describe_member, sort_members, walk_tree
-from reimzul.plan.overview import BatchPhase
-from reimzul.plan.progress import MemberProgress, MemberState
-from reimzul.plan.state import BatchState
-from reimzul.plan.view import (
+from reimzul.plan.batches import (
+    BatchSummary,
     BatchView,
     count_builders,
     describe_phase,
     describe_progress,
     make_view,
+    summarize,
     summary_to_dict,
     view_to_dict,
 )
+from reimzul.plan.overview import BatchPhase, TreeLine, describe_member, sort_members, walk_tree
+from reimzul.plan.progress import MemberProgress, MemberState
+from reimzul.plan.state import BatchState
 
 log = logging.getLogger(__name__)
 

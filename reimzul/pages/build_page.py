@@ -18,8 +18,7 @@ from reimzul.history import BuildFilter, BuildRecord
 from reimzul.history.attempt_logs import LOG_NAMES, LogSource, list_attempts
 from reimzul.pages.index import FAILURES
 from reimzul.pages.rendering import OutputFile, Rendered, build_path, render_json
-from reimzul.pages.sources import STORE_LINKS, PageSources
-from reimzul.pages.store_reader import StoreSilent
+from reimzul.pages.sources import STORE_LINKS, PageSources, StoreSilent
 
 #: Records of one build that are read, and files of an arch that are listed; build.json has all.
 MAX_LEGS, _MAX_FILES = 50, 100

@@ -23,15 +23,13 @@ from reimzul.core.retry import LogThrottle
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory, open_history
 from reimzul.history.workers import WorkerStore
-from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.build_page import MAX_LEGS, next_check_time
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.follower import BatchFilesFollower, HeartbeatFollower, HistoryFollower
 from reimzul.pages.index import DuePage, IndexDamaged, PageIndex, Urgency, remove_index
 from reimzul.pages.page_kinds import PAGE_KINDS
 from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
-from reimzul.pages.sources import PageSources
-from reimzul.pages.store_reader import StoreReader, StoreSilent
+from reimzul.pages.sources import BatchReader, PageSources, StoreReader, StoreSilent
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any, Optional
 from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.workers import WorkerRecord
 from reimzul.pages.batch_pages import forget_batch
-from reimzul.pages.batch_reader import BatchReader
 from reimzul.pages.farm_pages import FARM
 from reimzul.pages.index import AttemptRow, BuildRow, PageIndex
 from reimzul.pages.list_pages import describe_worker
 from reimzul.pages.page_kinds import PAGE_KINDS, BuildChange
 from reimzul.pages.rendering import is_build_id, is_page_name
+from reimzul.pages.sources import BatchReader
 
 log = logging.getLogger(__name__)
 

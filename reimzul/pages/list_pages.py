@@ -20,8 +20,7 @@ from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord
 from reimzul.pages.index import AttemptRow, BuildRow, PageIndex
 from reimzul.pages.rendering import Rendered, page_path, render_json
-from reimzul.pages.sources import STORE_LINKS, PageSources
-from reimzul.pages.store_reader import StoreSilent, TargetContent
+from reimzul.pages.sources import STORE_LINKS, PageSources, StoreSilent, TargetContent
 
 #: Rows of a page, and of a part that is cut from it.
 MAX_ROWS, PART_ROWS = 200, 100

@@ -14,11 +14,10 @@ import click
 from reimzul.core.formatting import find_nearest, format_duration, format_time, pluralize
 from reimzul.plan.contents import list_required_names
 from reimzul.plan.document import Member
-from reimzul.plan.forecast import Span
 from reimzul.plan.graph import find_longest_chain
 from reimzul.plan.maker import ArchPlan
 from reimzul.submit.batch_options import BatchOptions
-from reimzul.submit.planning import PlanDraft
+from reimzul.submit.planning import PlanDraft, Span
 from reimzul.submit.submission import SubmissionOptions
 
 #: Requirements for which a similar name is looked for, and names that a line lists.

@@ -18,8 +18,8 @@ import attr
 from reimzul.core import validators
 from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, describe_os_error
-from reimzul.core.incoming import copy_source
 from reimzul.core.rpm_header import Header, read_source_header
+from reimzul.history.incoming import copy_source
 
 #: What stands for a list on stdin.
 STDIN = "-"

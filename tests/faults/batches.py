@@ -18,8 +18,8 @@ from devfarm.processes import PartFailed, own_program
 from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
 from reimzul.core.beanstalk import BATCH, BATCH_ORDER, BATCH_REQUEST, BATCH_RESULT
 from reimzul.core.errors import ReimzulError
-from reimzul.core.incoming import copy_source
 from reimzul.core.message import BuildEvent
+from reimzul.history.incoming import copy_source
 from reimzul.plan.batches import load_batch
 from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
 from reimzul.plan.journal import EntryKind, read_journal

@@ -15,9 +15,8 @@ import pytest
 
 from reimzul.admin import batch_orders
 from reimzul.batch import cli
-from reimzul.batch.actions import PUTS_BETWEEN_RESERVES, ActionRunner, make_request
+from reimzul.batch.actions import PUTS_BETWEEN_RESERVES, ActionRunner, OpenBatch, make_request
 from reimzul.batch.batches import ORDER_PAUSE_SECONDS, Batches
-from reimzul.batch.open_batch import OpenBatch
 from reimzul.core.arch import read_arches
 from reimzul.core.batch_message import BatchOrder, OrderKind
 from reimzul.core.beanstalk import (

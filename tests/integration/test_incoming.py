@@ -21,10 +21,9 @@ from click.testing import CliRunner
 
 from reimzul.admin import actions
 from reimzul.admin.lookup import BuildLegs
-from reimzul.core import incoming
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.rpm_header import Header
-from reimzul.history import BuildFilter, History, NoHistory, open_history
+from reimzul.history import BuildFilter, History, NoHistory, incoming, open_history
 from reimzul.history.incoming import find_old_sources, remove_old_sources
 from reimzul.notifier import cli, housekeeping
 from reimzul.notifier.housekeeping import SourceCleanup

@@ -263,7 +263,7 @@ def test_the_pages_of_a_folder_that_cannot_be_listed_stay(stand: PagesStand, mon
         def fail(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("reimzul.pages.batch_reader.list_batch_stamps", fail)
+        monkeypatch.setattr("reimzul.pages.sources.list_batch_stamps", fail)
         stand.render(daemon)
     assert (stand.pages / f"batches/{RESTING}.html").exists()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.admin.doctor import Finding, host, run_checks
-from reimzul.admin.setup import roles, verify
+from reimzul.admin.setup import apply, roles
 from reimzul.admin.setup.apply import ApplyOptions
 from reimzul.admin.setup.files import CHECKSUMS_FILE, System
 from reimzul.core.config import load_file
@@ -260,8 +260,8 @@ def test_setup_ends_with_what_doctor_finds_to_fail(
         asked.append(role)
         return failures(patient)
 
-    monkeypatch.setattr(verify, "examine_host", examine)
-    monkeypatch.setattr(verify.report_failures, "__defaults__", ((), (0,)))
+    monkeypatch.setattr(apply, "examine_host", examine)
+    monkeypatch.setattr(apply.report_failures, "__defaults__", ((), (0,)))
     code, out, _ = machine.setup("controller")
     folder = patient.settings.incoming.folder
     assert code == 1
@@ -282,11 +282,11 @@ def test_setup_ends_with_what_doctor_finds_to_fail(
 
 def test_what_a_store_still_to_be_set_up_lacks_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Finding("FAIL", "b:11081 cannot be reached", "wait", name="link.store")]
-    assert not verify.report_failures(lambda: found, ApplyOptions(), ("link.store",), ())
+    assert not apply.report_failures(lambda: found, ApplyOptions(), ("link.store",), ())
     assert capsys.readouterr().out == ""
-    assert verify.report_failures(lambda: found, ApplyOptions(), (), ())
+    assert apply.report_failures(lambda: found, ApplyOptions(), (), ())
 
 
 def test_daemons_that_have_just_started_are_waited_for() -> None:
     answers = iter([[Finding("FAIL", "nothing listens", "", name="offer.beanstalkd")], []])
-    assert not verify.report_failures(lambda: next(answers), ApplyOptions(), (), (0,))
+    assert not apply.report_failures(lambda: next(answers), ApplyOptions(), (), (0,))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from reimzul.admin.batch_replace import replace_source
 from reimzul.core.errors import InputError
 from reimzul.core.rpm_header import Header
 from reimzul.plan.document import Plan
-from reimzul.plan.replacement import replace_source
 from tests.batches import key, make_plan, member
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from reimzul.admin import batch_settle
+from reimzul.admin.batch_settle import PublishedPackages, find_last_pass, parse_installed
 from reimzul.core.batch_message import OrderKind
 from reimzul.core.capability import Provide
 from reimzul.core.listed_packages import PackageContent
-from reimzul.plan import staleness
-from reimzul.plan.staleness import PublishedPackages, find_last_pass, parse_installed
 from tests.batches import ScriptedBatch, key, make_plan, member
 
 #: When the batch began.
@@ -26,7 +26,7 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = (float(each.rpartition("-")[2]) for each in (one, other))
         return (first > second) - (first < second)
 
-    monkeypatch.setattr(staleness, "compare_versions", compare_versions)
+    monkeypatch.setattr(batch_settle, "compare_versions", compare_versions)
 
 
 def package(release: str, built: int = 2_000, name: str = "lib-devel", **more: Any) -> PackageContent:

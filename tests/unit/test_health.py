@@ -17,7 +17,6 @@ from reimzul.admin.build_facts import BuildFacts
 from reimzul.admin.doctor import FAIL, OK, WARN, Result
 from reimzul.admin.doctor.farm import judge_hosts
 from reimzul.admin.explain import explain
-from reimzul.admin.health import Processes
 from reimzul.admin.watch import find_obstacle, make_row
 from reimzul.core import heartbeat
 from reimzul.core.beanstalk import Broker
@@ -27,7 +26,7 @@ from reimzul.core.message import MAX_ERRORS, RecentError, Role, WorkerHeartbeat
 from reimzul.core.retry import compute_backoff
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
-from reimzul.history.workers import WorkerRecord, WorkerStore
+from reimzul.history.workers import Processes, WorkerRecord, WorkerStore
 from reimzul.notifier.housekeeping import STALE_SECONDS, HeartbeatIntake
 from tests.events import BEGINNING, build_id, event
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from reimzul.core.arch import read_arches
 from reimzul.plan.document import Member, OrderRule, Plan
 from reimzul.plan.edges import CapabilityIndex
-from reimzul.plan.forecast import Span, forecast_members
 from reimzul.plan.graph import MAX_RANK
 from reimzul.plan.maker import ArchPlan, MemberMaker, plan_arch
+from reimzul.submit.planning import Span, forecast_members
 from tests.unit.test_plan_edges import index_of, listed, source
 
 ARCHES = read_arches()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import fs, incoming
+from reimzul.core import fs
 from reimzul.core.sqlite import transaction
+from reimzul.history import incoming
 from reimzul.notifier.outbox import Outbox, SinkDeliveries
 from tests.events import event
 from tests.powercut import Recorder, write_tree

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reimzul.batch.single_build import SingleBuild, SingleState
-from reimzul.batch.single_builds import apply_own_event, list_legs
+from reimzul.batch.single_builds import SingleBuild, SingleState, apply_own_event, list_legs
 from reimzul.core.message import BuildRequest, Status, event_for
 
 REQUEST = BuildRequest(

@@ -14,13 +14,19 @@ import pytest
 
 from reimzul import __version__
 from reimzul.admin.doctor.farm import judge_hosts
-from reimzul.admin.health import Processes
 from reimzul.core import heartbeat as voice_module
 from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, ProcessIdentity
 from reimzul.core.message import WorkerHeartbeat, WorkerState
-from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
+from reimzul.history.workers import (
+    Processes,
+    WorkerRecord,
+    WorkerStore,
+    WorkersUnavailable,
+    drop_replaced,
+    shared_names,
+)
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
 from tests.heartbeat_stand import Clock, Listener

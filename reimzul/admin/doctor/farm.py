@@ -14,13 +14,21 @@ from reimzul import __version__
 from reimzul.admin import lookup
 from reimzul.admin.doctor import OK, Finding, Result, combine, fail, is_root, ok, warn
 from reimzul.admin.doctor.services import connect
-from reimzul.admin.health import FULL, LOW, Processes, describe_error, describe_short_disk
 from reimzul.admin.output import format_skew
 from reimzul.core.errors import BrokerUnavailable
 from reimzul.core.formatting import format_duration, format_size, join_words, pluralize
 from reimzul.core.message import RecentError, WorkerState
 from reimzul.core.settings import Settings
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable, shared_names
+from reimzul.history.workers import (
+    FULL,
+    LOW,
+    Processes,
+    WorkerRecord,
+    WorkersUnavailable,
+    describe_error,
+    describe_short_disk,
+    shared_names,
+)
 
 #: Seconds that a process may be gone before that is a `FAIL`: systemd restarts a daemon within seconds.
 RESTART_SECONDS = 60

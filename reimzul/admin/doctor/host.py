@@ -33,7 +33,6 @@ from reimzul.admin.doctor import (
     require,
     warn,
 )
-from reimzul.admin.health import FULL, LOW
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
@@ -54,6 +53,7 @@ from reimzul.core.roles import (
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.history.workers import FULL, LOW
 from reimzul.store.createrepo import read_failure
 
 ALL = "all"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies a plan: compares it with the host, asks for consent, writes files, then runs systemctl. Or only shows it.
+"""Applies a plan: compares it with the host, asks for consent, writes files, runs systemctl, then asks doctor.
 
 One setup runs at a time. The file of its lock records the unit restarts and reloads that a failed run still has to do.
 It is in /run: after a boot all units run with their present files, and the record is gone with the file.
@@ -11,7 +11,9 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Callable
@@ -19,11 +21,15 @@ from typing import Callable
 import attr
 import click
 
+from reimzul.admin.doctor import FAIL, Finding, run_checks
 from reimzul.admin.output import print_json
 from reimzul.admin.setup import files, roles
 from reimzul.admin.setup.files import FileDiff, RootNeeded, System, unit_file
 from reimzul.admin.setup.roles import RolePlan, Step
-from reimzul.core.errors import EXIT_USAGE, ReimzulError
+from reimzul.core.cli import load_settings
+from reimzul.core.config import find_file
+from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
+from reimzul.core.formatting import pluralize
 from reimzul.core.fs import file_lock
 from reimzul.core.process import output_of, run
 
@@ -283,3 +289,55 @@ def firewall_steps(system: System, ports: Sequence[int], close: bool = False) ->
 
 def _firewall_agrees(*arguments: str) -> bool:
     return run([_FIREWALL, *arguments], timeout=COMMAND_TIMEOUT) == 0
+
+
+# --- checks around it
+
+#: Seconds before doctor is asked again while it finds failures: daemons that were just started may not listen yet.
+RETRY_PAUSES_SECONDS = (1, 2, 4, 8)
+
+
+def require_known_hosts(names: Iterable[str]) -> None:
+    """Raises `InputError` for a host name that this host cannot look up."""
+    for name in names:
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError as error:
+            why = (error.strerror or "unknown").lower()
+            raise InputError(
+                f"this host cannot look up {name} ({why}): correct the name, or add it to DNS or /etc/hosts. "
+                "Nothing was changed"
+            ) from None
+
+
+def examine_host(system: System, role: str) -> list[Finding]:
+    """What doctor finds to fail on this host; nothing for an image, or where systemd does not run."""
+    if not system.running or system.root != Path("/"):
+        return []
+    # all checks, which take as long to import as the rest of setup: a list of keys or a dry run starts without
+    from reimzul.admin.doctor.cli import collect_checks
+    from reimzul.admin.doctor.host import find_host
+
+    examined = find_host(load_settings(None, verbose=False), find_file(None), (role,), None)
+    return [finding for finding in run_checks(collect_checks(examined)) if finding.level == FAIL]
+
+
+def report_failures(
+    examine: Callable[[], list[Finding]],
+    options: ApplyOptions,
+    ignored: Sequence[str] = (),
+    pauses: Sequence[float] = RETRY_PAUSES_SECONDS,
+) -> bool:
+    """Print what doctor finds to fail on this host, apart from checks that are `ignored`; return whether it does."""
+    for pause in (*pauses, None):
+        failures = [finding for finding in examine() if finding.name not in ignored]
+        if not failures or pause is None:
+            break
+        time.sleep(pause)
+    if failures:
+        options.print(f"reimzul doctor finds {pluralize(len(failures), 'failure')} on this host:")
+    for finding in failures:
+        options.print(f"  {finding.level}  {finding.name}: {finding.message}")
+        if finding.hint:
+            options.print(f"        -> {finding.hint}")
+    return bool(failures)

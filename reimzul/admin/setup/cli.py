@@ -13,7 +13,7 @@ import attr
 import click
 
 from reimzul.admin.output import NearestGroup, print_json, refuse_others
-from reimzul.admin.setup import apply, ini, mqtt, psk, removal, roles, verify
+from reimzul.admin.setup import apply, ini, mqtt, psk, removal, roles
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import RootNeeded, System
 from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
@@ -413,7 +413,7 @@ class _SetupRun:
     def require_known_hosts(self, hosts: Mapping[str, str]) -> None:
         """Raises `InputError` for a new name that this host cannot look up; an image is set up for another host."""
         if self.system.running:
-            verify.require_known_hosts(name for role, name in hosts.items() if self.hosts.get(role) != name)
+            apply.require_known_hosts(name for role, name in hosts.items() if self.hosts.get(role) != name)
 
     def _require_same_identity(self, own: str) -> None:
         """Raises `InputError` where this host would get another name, unless a person has agreed."""
@@ -490,7 +490,7 @@ class _SetupRun:
         """Print what doctor finds to fail on this host; returns the exit code."""
         if self.lock is None:
             return 0
-        failed = verify.report_failures(lambda: verify.examine_host(self.system, self.role), self.options, ignored)
+        failed = apply.report_failures(lambda: apply.examine_host(self.system, self.role), self.options, ignored)
         return EXIT_FAILED if failed else 0
 
     def _print_command(self, where: str, arguments: str, owners: Sequence[str]) -> None:
