@@ -71,9 +71,8 @@ class PackageResults:
             fields.update(cause_fields(cause_of(event)))
         if all(getattr(event, name) == value for name, value in fields.items()):
             return event
-        annotated = copy.copy(
-            event
-        )  # `attr.evolve` would check all fields again, which takes longer than all else here
+        # `attr.evolve` would check all fields again, which takes longer than all else here
+        annotated = copy.copy(event)
         for name, value in fields.items():
             object.__setattr__(annotated, name, value)
         return annotated
