@@ -38,7 +38,7 @@ def command(names: tuple[str, ...]) -> None:
     """Run these benchmarks, or all."""
     failed = []
     for name in names or ALL:
-        click.echo(f"\n{name}: {_about(name)}")
+        click.echo(f"\n{name}: {_first_line(name)}")
         began = time.monotonic()
         if subprocess.run([sys.executable, "-m", f"bench.{name}", *ALL[name]], check=False).returncode:
             failed.append(name)
@@ -47,7 +47,7 @@ def command(names: tuple[str, ...]) -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _about(name: str) -> str:
+def _first_line(name: str) -> str:
     """The first line of its docstring."""
     lines = (Path(__file__).parent / f"{name}.py").read_text().splitlines()
     return next(line.strip('"') for line in lines if line.startswith('"""')).split(": `")[0]

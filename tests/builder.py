@@ -157,7 +157,7 @@ class Ears:
         return self.events(*statuses)
 
 
-def settled(broker: Broker) -> bool:
+def is_settled(broker: Broker) -> bool:
     """Whether no request is left in the tube, in any state."""
     stats = broker.tube_stats("x86_64")
     return not (stats.ready or stats.reserved or stats.delayed or stats.buried)

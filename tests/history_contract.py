@@ -21,7 +21,7 @@ ORIGINALS = {
 }  # fmt: skip
 
 
-def only(history: History, **wanted: Any) -> dict[str, Any]:
+def find_only(history: History, **wanted: Any) -> dict[str, Any]:
     """The one build there is."""
     (document,) = history.find_builds(BuildFilter(**wanted), 10)
     return document.to_document()
@@ -38,9 +38,9 @@ class HistoryContract:
 
     def test_a_build_on_an_arch_is_one_document_with_the_originals_fields(self, history: History) -> None:
         history.record([event("Queued"), event("Building")])
-        assert only(history)["status"] == "Building"
+        assert find_only(history)["status"] == "Building"
         history.record([event("Success", exit_code=0, rpms=("time-1.7-45.el7.x86_64.rpm",))])
-        document = only(history)
+        document = find_only(history)
         assert document.keys() >= ORIGINALS
         assert (document["status"], document["exit_code"], document["latest_build"]) == ("Success", 0, True)
         assert document["rpms"] == ["time-1.7-45.el7.x86_64.rpm"]
@@ -48,12 +48,12 @@ class HistoryContract:
 
     def test_every_field_of_the_original_is_there_from_the_first_event_on(self, history: History) -> None:
         history.record([event("Queued")])
-        assert only(history).keys() >= ORIGINALS
+        assert find_only(history).keys() >= ORIGINALS
 
     def test_the_arches_of_a_submission_are_documents_of_their_own(self, history: History) -> None:
         history.record([event("Success"), event("Failed", arch="i386")])
-        assert only(history, arch="i386")["status"] == "Failed"
-        assert only(history, arch="x86_64")["status"] == "Success"
+        assert find_only(history, arch="i386")["status"] == "Failed"
+        assert find_only(history, arch="x86_64")["status"] == "Success"
 
     @pytest.mark.parametrize("order", list(itertools.permutations(["Queued", "Building", "Success", "Published"])))
     def test_events_may_come_in_any_order_and_twice(self, history: History, order: tuple[str, ...]) -> None:
@@ -65,7 +65,7 @@ class HistoryContract:
         }
         for status in [*order, *order]:
             history.record([events[status]])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["published"], document["latest_build"]) == ("Success", 4.0, True)
         assert (document["at"], document["exit_code"], document["finished"]) == (4.0, 0, 3.0)
         assert document["url"] == "http://localhost/place/"
@@ -78,22 +78,22 @@ class HistoryContract:
             "Published": event("Published", at=5.0, claimed=False, url="http://localhost/place/"),
         }
         history.record([events["Success"], events["claim"]])
-        before = only(history)
+        before = find_only(history)
         assert (before["status"], before["published"], before["claimed"], before["url"]) == ("Success", 0.0, True, "")
         for status in order:
             history.record([events[status]])
-        after = only(history)
+        after = find_only(history)
         assert (after["status"], after["published"], after["claimed"]) == ("Success", 5.0, False)
         assert (after["url"], after["attempt"]) == ("http://localhost/place/", ATTEMPT)
 
     def test_a_claim_of_a_build_that_never_was_is_no_result(self, history: History) -> None:
         history.record([event("Published", claimed=True, url="http://forged/")])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["claimed"], document["published"]) == ("Claimed", True, 0.0)
         assert not document["latest_build"]
         assert history.find_unfinished() == history.recent_successes("time", "x86_64", 5) == []
         history.record([event("Queued", at=1.0)])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["claimed"], document["url"]) == ("Queued", True, ""), (
             "nothing was believed"
         )
@@ -103,59 +103,59 @@ class HistoryContract:
         assert history.find_builds(BuildFilter(), 10) == []
         history.record([event("Success")])
         history.record([event("Rejected", claimed=True)])
-        assert (only(history)["status"], only(history)["claimed"]) == ("Success", None)
+        assert (find_only(history)["status"], find_only(history)["claimed"]) == ("Success", None)
 
     @pytest.mark.parametrize("final", ["Success", "Failed", "Cancelled", "Rejected"])
     def test_a_late_building_covers_no_result(self, history: History, final: str) -> None:
         history.record([event(final)])
         history.record([event("Building", attempt=OTHER_ATTEMPT, builder_fqdn="late.example.org", at=9e9)])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["builder_fqdn"]) == (final, "builder1.example.org")
 
     def test_of_two_attempts_under_way_the_later_is_shown(self, history: History) -> None:
         later = event("Building", attempt=OTHER_ATTEMPT, builder_fqdn="second.example.org", at=20.0)
         for batch in ([later], [event("Building", at=10.0, started=10.0)]):
             history.record(batch)
-        document = only(history)
+        document = find_only(history)
         assert (document["builder_fqdn"], document["attempt"]) == ("second.example.org", OTHER_ATTEMPT)
         assert document["started"] == 0.0, "the first attempt's start is none of the second's"
 
     def test_of_two_results_the_first_holds(self, history: History) -> None:
         history.record([event("Failed", reason="it does not build")])
         history.record([event("Success", attempt=OTHER_ATTEMPT)])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["attempt"], document["reason"]) == ("Failed", ATTEMPT, "it does not build")
 
     def test_what_another_attempt_published_is_a_success(self, history: History) -> None:
         history.record([event("Failed", reason="it does not build", exit_code=1)])
         history.record([event("Published", attempt=OTHER_ATTEMPT, at=50.0)])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["published"], document["attempt"]) == ("Success", 50.0, OTHER_ATTEMPT)
         assert (document["reason"], document["exit_code"]) == ("", None), "the failed attempt's"
         history.record([event("Failed", attempt=ATTEMPT)])
-        assert only(history)["status"] == "Success"
+        assert find_only(history)["status"] == "Success"
 
     def test_what_was_cancelled_before_it_was_published_is_no_success(self, history: History) -> None:
         history.record([event("Success", place="repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64")])
         history.record([event("Cancelled", reason="cancelled by johnny", at=50.0)])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["reason"], document["place"]) == ("Cancelled", "cancelled by johnny", "")
         history.record([event("Success")])
-        assert only(history)["status"] == "Cancelled"
+        assert find_only(history)["status"] == "Cancelled"
 
     def test_what_was_published_before_it_was_cancelled_is_published(self, history: History) -> None:
         history.record([event("Cancelled"), event("Published", at=50.0)])
         history.record([event("Cancelled")])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["published"]) == ("Success", 50.0)
 
     def test_what_had_failed_cannot_be_cancelled(self, history: History) -> None:
         history.record([event("Failed", reason="it does not build"), event("Cancelled")])
-        assert (only(history)["status"], only(history)["reason"]) == ("Failed", "it does not build")
+        assert (find_only(history)["status"], find_only(history)["reason"]) == ("Failed", "it does not build")
 
     def test_where_it_waits_is_known_from_the_first_second(self, history: History) -> None:
         history.record([event("Queued", tube="x86_64", job=7, priority=8192, at=100.0, parent=build_id(9))])
-        document = only(history)
+        document = find_only(history)
         assert (document["tube"], document["job"], document["priority"]) == ("x86_64", 7, 8192)
         assert (document["queued_at"], document["put_at"], document["due"]) == (100.0, 100.0, 0.0)
         assert (document["parent"], document["attempts"]) == (build_id(9), [])
@@ -173,7 +173,7 @@ class HistoryContract:
         ]  # fmt: skip
         for number in order:
             history.record([events[number]])
-        document = only(history)
+        document = find_only(history)
         assert (document["queued_at"], document["put_at"], document["job"], document["due"]) == (100.0, 120.0, 9, 130.0)
         assert (document["status"], document["reason"]) == ("Queued", "builder1.example.org could not build it")
         (attempt,) = document["attempts"]
@@ -188,7 +188,7 @@ class HistoryContract:
         reason = "nobody's fault: x86_64: a repository changed while it was read"
         history.record([event("Building", at=110.0, started=110.0)])
         history.record([event("Queued", attempt=ATTEMPT, at=120.0, reason=reason, job=9, due=130.0)])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["reason"], document["due"]) == ("Queued", reason, 130.0)
         assert [each["status"] for each in document["attempts"]] == ["Retried"]
 
@@ -197,10 +197,10 @@ class HistoryContract:
         history.record([event("Queued", attempt=ATTEMPT, at=120.0, reason="no space left", job=9)])
         second: dict[str, Any] = {"attempt": OTHER_ATTEMPT, "builder_fqdn": "second.example.org", "started": 131.0}
         history.record([event("Building", at=131.0, **second)])
-        assert only(history)["status"] == "Building"
+        assert find_only(history)["status"] == "Building"
         history.record([event("Success", at=140.0, finished=140.0, exit_code=0, url="http://localhost/p/", **second)])
         history.record([event("Published", at=150.0, finished=140.0, exit_code=0, **second)])
-        document = only(history)
+        document = find_only(history)
         assert [(each["status"], each["builder_fqdn"]) for each in document["attempts"]] == [
             ("Unfit", "builder1.example.org"), ("Published", "second.example.org"),
         ]  # fmt: skip
@@ -212,12 +212,12 @@ class HistoryContract:
     def test_an_upload_that_was_bad_is_no_fault_of_its_builder(self, history: History) -> None:
         again = event("Queued", attempt=ATTEMPT, reason="upload: a checksum is wrong", job=9)
         history.record([event("Success"), again])
-        assert [each["status"] for each in only(history)["attempts"]] == ["Rejected"]
+        assert [each["status"] for each in find_only(history)["attempts"]] == ["Rejected"]
 
     def test_the_phases_of_a_result_are_kept(self, history: History) -> None:
         phases = (Phase(name="source", start=1.0, end=2.5), Phase(name="chroot init", start=2.5))
         history.record([event("Success", phases=phases), event("Published", at=150.0)])
-        assert only(history)["phases"] == [
+        assert find_only(history)["phases"] == [
             {"name": "source", "start": 1.0, "end": 2.5}, {"name": "chroot init", "start": 2.5, "end": 0.0},
         ]  # fmt: skip
 
@@ -227,13 +227,13 @@ class HistoryContract:
 
     def test_a_rejected_success_is_rejected(self, history: History) -> None:
         history.record([event("Success"), event("Rejected", reason="a checksum is wrong")])
-        assert only(history)["status"] == "Rejected"
-        assert only(history)["reason"] == "a checksum is wrong"
+        assert find_only(history)["status"] == "Rejected"
+        assert find_only(history)["reason"] == "a checksum is wrong"
 
     def test_an_override_stays(self, history: History) -> None:
         history.record([event("Failed"), event("Override", reason="built against devtoolset-7", at=9e9)])
         history.record([event("Success", attempt=OTHER_ATTEMPT), event("Published", at=60.0), event("Building")])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["comment"]) == ("Override", "built against devtoolset-7")
         assert document["published"] == 60.0
         assert document["latest_build"] is True
@@ -256,7 +256,7 @@ class HistoryContract:
                 for status in ("Building", "Success")
             ]
         )
-        assert (only(history)["status"], only(history)["latest_build"]) == ("Success", True)
+        assert (find_only(history)["status"], find_only(history)["latest_build"]) == ("Success", True)
 
     @pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
     def test_the_latest_build_is_the_newest_that_is_over(self, history: History, order: tuple[int, ...]) -> None:
@@ -345,7 +345,7 @@ class HistoryContract:
         assert numbers(history, states=["queued"]) == [4, 1]
         assert numbers(history, states=["queued", "held", "building"]) == [4, 3, 2, 1]
         assert numbers(history, states=["held", "published"]) == [6, 2]
-        assert only(history, states=["held"])["status"] == "Queued", "as in the original's documents"
+        assert find_only(history, states=["held"])["status"] == "Queued", "as in the original's documents"
         assert {each.build_id for each in history.find_unfinished()} == set(map(build_id, (1, 2, 3, 4)))
 
     def test_the_builds_of_a_batch_are_found_by_its_id(self, history: History) -> None:
@@ -355,7 +355,7 @@ class HistoryContract:
         assert numbers(history, batch="5f", limit=2) == [3, 2]
         assert numbers(history, batch="5e", states=["built"]) == []
         assert numbers(history, batch="5") == [4, 3, 2, 1]
-        assert only(history, batch="5e")["batch"] == "5e000000"
+        assert find_only(history, batch="5e")["batch"] == "5e000000"
 
     def test_the_past_of_a_package_is_its_successes_on_an_arch_and_no_other_packages(self, history: History) -> None:
         history.record([event("Success", number) for number in range(1, 6)])
@@ -395,16 +395,16 @@ class HistoryContract:
         assert (told.build_id, told.status, told.latest_build) == (build_id(2), "Override", True)
         assert numbers(history, states=["override"]) == [2]
         assert numbers(history, states=["failed"]) == [3, 1]
-        assert only(history, states=["override"]) == told.to_document()
+        assert find_only(history, states=["override"]) == told.to_document()
         assert told.comment == "built against devtoolset-7"
         assert history.override(*given, "or not") is not None
-        assert only(history, states=["override"])["comment"] == "or not"
+        assert find_only(history, states=["override"])["comment"] == "or not"
 
     def test_nothing_a_worker_says_takes_an_override_back(self, history: History) -> None:
         history.record([event("Failed")])
         history.override("time-1.7-45.el7.src.rpm", "c7.1708.u.x86_64", "x86_64", "by hand")
         history.record([event("Published", attempt=OTHER_ATTEMPT), event("Building"), event("Success")])
-        document = only(history)
+        document = find_only(history)
         assert (document["status"], document["comment"], document["latest_build"]) == ("Override", "by hand", True)
         history.record([event("Success", 2)])
         assert numbers(history, states=["override"]) == [1], "but a later build of the package is the latest then"
@@ -414,7 +414,7 @@ class HistoryContract:
         history.record([event("Building")])
         assert history.override("time-1.7-45.el7.src.rpm", "c7.1708.u.x86_64", "x86_64", "why") is None
         assert history.override("tar-1-1.src.rpm", "c7.1708.u.x86_64", "x86_64", "why") is None
-        assert only(history)["status"] == "Building"
+        assert find_only(history)["status"] == "Building"
 
     def test_every_write_is_found_by_the_number_of_the_last_one_seen(self, history: History) -> None:
         start = history.last_change()
@@ -467,17 +467,17 @@ class HistoryContract:
 
     def test_a_cause_and_a_comparison_go_with_the_result_that_is_outranked(self, history: History) -> None:
         history.record([event("Failed", reason="%build failed", newly_failing=True, previous_build=build_id(9))])
-        assert only(history)["newly_failing"] is True
+        assert find_only(history)["newly_failing"] is True
         later: dict[str, Any] = {"fixed": False, "previous_build": build_id(8)}
         history.record([event("Published", attempt=OTHER_ATTEMPT, at=2e9, **later)])
-        document = only(history)
+        document = find_only(history)
         assert (document["cause"], document["newly_failing"], document["fixed"]) == ("", None, False)
         assert document["previous_build"] == build_id(8)
         assert list(history.iterate_failures(BuildFilter())) == []
 
     def test_a_rejected_build_is_not_fixed(self, history: History) -> None:
         history.record([event("Success", fixed=True, previous_build=build_id(9)), event("Rejected", at=2e9)])
-        assert (only(history)["fixed"], only(history)["previous_build"]) == (None, "")
+        assert (find_only(history)["fixed"], find_only(history)["previous_build"]) == (None, "")
 
     def test_failures_are_found_by_cause_and_by_all_else(self, history: History) -> None:
         six = "BuildRequires that nobody provides: python3dist(six)"
@@ -536,7 +536,7 @@ class HistoryContract:
         history.store_causes({})
         first, second = (
             history.find_builds(BuildFilter(build_id=build_id(1)), 1)[0],
-            only(history, states=["published"]),
+            find_only(history, states=["published"]),
         )
         cause = find_cause("%build failed", "a.c:1: error: no", "time")
         assert (first.error_line, first.error_log, first.cause) == ("a.c:1: error: no", "build.log", cause.id)

@@ -52,7 +52,7 @@ def work(daemon: Repogen) -> None:
             daemon.settle_all(broker, daemon.reserve_jobs(broker))
 
 
-def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
+def take_messages(broker: Broker, tube: Tube[Any]) -> list[Any]:
     """Take the messages that lie ready in a tube, apart from heartbeats."""
     broker.watch([tube.name])
     messages = []
@@ -63,7 +63,7 @@ def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
     return messages
 
 
-def listed(store: StorePaths, target: str = TARGET) -> set[str]:
+def list_packages(store: StorePaths, target: str = TARGET) -> set[str]:
     """The packages that a target's visible repodata lists."""
     return set(read_listing(store.target(target) / "repodata"))
 

@@ -160,7 +160,7 @@ def _is_tool(words: list[bytes], tool: str) -> bool:
 # --- what they stand on ----------------------------------------------------------------------------------------------
 
 
-def away(trial: Trial, part: str) -> str:
+def kill_and_hold(trial: Trial, part: str) -> str:
     """A part is killed and comes back at once, or is held down for some seconds."""
     farm = trial.ground.farm
     if trial.chance.random() < 0.5:
@@ -176,32 +176,32 @@ def away(trial: Trial, part: str) -> str:
 @kind("beanstalkd", weight=3)
 def beanstalkd(trial: Trial) -> str:
     """The broker, with its binlog on."""
-    return away(trial, "beanstalkd")
+    return kill_and_hold(trial, "beanstalkd")
 
 
 @kind("stunnel", weight=2)
 def stunnel(trial: Trial) -> str:
     """On either side of a link."""
-    return away(trial, f"stunnel-{trial.chance.choice(('controller', 'bstore', *BUILDERS))}")
+    return kill_and_hold(trial, f"stunnel-{trial.chance.choice(('controller', 'bstore', *BUILDERS))}")
 
 
 @kind("rsyncd")
 def rsyncd(trial: Trial) -> str:
     """The process that receives uploads."""
-    return away(trial, "rsyncd")
+    return kill_and_hold(trial, "rsyncd")
 
 
 @kind("nginx")
 def nginx(trial: Trial) -> str:
     """Where sources come from, and where workers look what is published."""
-    return away(trial, "nginx")
+    return kill_and_hold(trial, "nginx")
 
 
 @kind("mosquitto")
 def mosquitto(trial: Trial) -> str:
     """A subscriber may miss a message, or get it twice with one id: QoS 1, and the broker loses its memory."""
     trial.loose = attr.evolve(trial.loose, doubles=True, deaf=True)
-    done = away(trial, "mosquitto")
+    done = kill_and_hold(trial, "mosquitto")
     until(lambda: listens(trial, "mosquitto"), 20, "mosquitto listens")
     trial.ground.listen()
     return done
@@ -266,7 +266,7 @@ def cancel(trial: Trial) -> str:
     """Builds are cancelled at any moment of theirs: each leg is Cancelled once, or what it would have been."""
     with persons.kill_meanwhile(trial.ground, trial.chance) as words:
         done = persons.cancel_some(trial.ground, trial.chance, trial.builds)
-    return struck(trial, f"{done}, {words}")
+    return allow_repeats(trial, f"{done}, {words}")
 
 
 @kind("retry", latest=0.5, builds=(2, 4), patience=150)
@@ -274,7 +274,7 @@ def retry(trial: Trial) -> str:
     """A build that is over is submitted again, and ends as it did before."""
     with persons.kill_meanwhile(trial.ground, trial.chance) as words:
         done = persons.retry_one(trial.ground, trial.chance, trial.builds, f"{trial.name}r")
-    return struck(trial, f"{done}, {words}")
+    return allow_repeats(trial, f"{done}, {words}")
 
 
 @kind("drain-host", latest=0.5, builds=(1, 3), patience=150)
@@ -283,7 +283,7 @@ def drain_host(trial: Trial) -> str:
     done, builds, wrong = persons.drain_one(trial.ground, trial.chance, trial.name)
     trial.builds += builds
     trial.outcome.faults += [f"begun by a drained builder: {each}" for each in wrong]
-    return struck(trial, done)
+    return allow_repeats(trial, done)
 
 
 @kind("quarantine", latest=0.5, builds=(0, 1), patience=240, fresh=True, court=True)
@@ -291,10 +291,10 @@ def quarantine(trial: Trial) -> str:
     """The notifier quarantines a builder that breaks, and resumes it after its repair, while processes are killed."""
     done, builds = persons.break_one(trial.ground, trial.chance, trial.name)
     trial.builds += builds
-    return struck(trial, done)
+    return allow_repeats(trial, done)
 
 
-def struck(trial: Trial, words: str) -> str:
+def allow_repeats(trial: Trial, words: str) -> str:
     """Describe the trial; a notifier that was killed in it may announce events twice."""
     if "SIGKILL to notifier" in words:
         trial.loose = attr.evolve(trial.loose, doubles=True)
@@ -396,7 +396,7 @@ def network_long(trial: Trial) -> str:
 # --- full disks ------------------------------------------------------------------------------------------------------
 
 
-def full(trial: Trial, name: str, left: int) -> str:
+def fill_disk(trial: Trial, name: str, left: int) -> str:
     """A disk full for some seconds."""
     seconds = trial.chance.uniform(0.5, 5)
     disk = trial.ground.disks[name]
@@ -411,19 +411,19 @@ def full(trial: Trial, name: str, left: int) -> str:
 @kind("disk-builder", weight=2)
 def disk_builder(trial: Trial) -> str:
     """Where builds are made."""
-    return full(trial, f"{trial.chance.choice(BUILDERS)}/results", trial.chance.choice((0, 8, 40, 120)) * _KIB)
+    return fill_disk(trial, f"{trial.chance.choice(BUILDERS)}/results", trial.chance.choice((0, 8, 40, 120)) * _KIB)
 
 
 @kind("disk-bstore", patience=150)
 def disk_bstore(trial: Trial) -> str:
     """Where results go: the disk is asked again after half a minute."""
-    return full(trial, "bstore", trial.chance.choice((0, 8, 40, 120)) * _KIB)
+    return fill_disk(trial, "bstore", trial.chance.choice((0, 8, 40, 120)) * _KIB)
 
 
 @kind("disk-notifier")
 def disk_notifier(trial: Trial) -> str:
     """Under the history and the outbox: while that cannot be written, no sink is asked for anything."""
-    return full(trial, "notifier", trial.chance.choice((0, 8, 40)) * _KIB)
+    return fill_disk(trial, "notifier", trial.chance.choice((0, 8, 40)) * _KIB)
 
 
 # --- the notifier's outbox -------------------------------------------------------------------------------------------
@@ -541,14 +541,14 @@ def disk_binlog(trial: Trial) -> str:
     if killed:
         trial.ground.farm.kill("beanstalkd")
         time.sleep(0.5)
-    with until(lambda: reached(trial), 20, "beanstalkd is back") as broker:
+    with until(lambda: try_connect(trial), 20, "beanstalkd is back") as broker:
         for number in numbers:
             with contextlib.suppress(ReimzulError):
                 broker.delete(number)
     return f"the binlog's disk full, {len(numbers)} jobs of ballast{', then beanstalkd killed' if killed else ''}"
 
 
-def reached(trial: Trial) -> Broker | None:
+def try_connect(trial: Trial) -> Broker | None:
     """A connection to beanstalkd, where it is there."""
     with contextlib.suppress(BrokerUnavailable):
         return trial.ground.broker()

@@ -19,7 +19,7 @@ from reimzul.history import CORRUPT_PATTERN, open_history
 from tests.events import event
 from tests.faults import checks
 from tests.faults.ground import BUILDERS, HOSTS
-from tests.faults.kinds import kind, long_builds, reached, running
+from tests.faults.kinds import kind, long_builds, running, try_connect
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build, Recipe
 from tests.faults.trial import Trial
 from tests.waiting import until
@@ -133,14 +133,14 @@ def binlog_torn(trial: Trial) -> str:
     """The power fails while beanstalkd writes a record that it has not acknowledged: half of it is in the binlog."""
     farm, body = trial.ground.farm, os.urandom(2048).hex().encode()
     for _ in range(20):
-        with until(lambda: reached(trial), 20, "beanstalkd is back") as broker:
+        with until(lambda: try_connect(trial), 20, "beanstalkd is back") as broker:
             number = broker.put_raw("ballast", body, priority=1)
         farm.hold("beanstalkd", kindly=False)
         try:
             is_torn = _tear(trial.ground.disks["binlog"].folder, body)
         finally:
             farm.release("beanstalkd")
-        with until(lambda: reached(trial), 20, "beanstalkd is back") as broker, contextlib.suppress(ReimzulError):
+        with until(lambda: try_connect(trial), 20, "beanstalkd is back") as broker, contextlib.suppress(ReimzulError):
             broker.delete(number)
         if is_torn:
             return "the last record of the binlog is cut in half, unacknowledged"

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from tests.hosts import base, room
-from tests.hosts.farm import up
+from tests.hosts.farm import bring_up_farm
 
 #: Seconds a run that is interrupted has to say what it has found.
 _PATIENCE = 10
@@ -62,7 +62,7 @@ def _run_outside(on: str | None) -> int:
 
 
 def _hold(folder: Path) -> None:
-    held = up(folder)
+    held = bring_up_farm(folder)
     print(f"farm-test: up, in {folder}; proofs on it: python -m tests.hosts --on {folder.name} -k …", flush=True)
     for machine in held.machines:
         print(f"    nsenter -t {machine.leader()} -a    # {machine.name}, in the room", flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests.hosts import room
-from tests.hosts.farm import Farm, Tell, up
+from tests.hosts.farm import Farm, Tell, bring_up_farm
 
 _failed = pytest.StashKey[bool]()
 
@@ -47,7 +47,7 @@ def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
     """The farm, made as the documents say."""
     folder = room.find_run_folder()
     assert folder is not None, "the proofs are run by python -m tests.hosts"
-    made = up(folder)
+    made = bring_up_farm(folder)
     try:
         yield made
     finally:

@@ -264,7 +264,7 @@ class Farm:
         """Fail where a published build did not show exactly once: its place, its packages, its words in the log."""
         store, log = self.bstore.root / "srv/reimzul/bstore", self.controller.read("/var/log/reimzul/reimzul.log")
         manifests = [json.loads(path.read_text()) for path in store.glob("repo/*/*/*/*/build.json")]
-        listed = _listed(store / "repo" / f"{TARGET}.{ARCH}")
+        listed = _list_places(store / "repo" / f"{TARGET}.{ARCH}")
         for leg in self.legs(build):
             mine = [one for one in manifests if one["request"]["build_id"] == build and one["arch"] == leg["arch"]]
             assert len(mine) == 1, mine
@@ -395,7 +395,7 @@ class Documented:
         )
 
 
-def _listed(repository: Path) -> list[str]:
+def _list_places(repository: Path) -> list[str]:
     """The places of all packages that a repository's index lists, in the store."""
     found = re.search(r'href="([^"]+primary.xml.gz)"', (repository / "repodata/repomd.xml").read_text())
     assert found
@@ -403,7 +403,7 @@ def _listed(repository: Path) -> list[str]:
     return [f"repo/{repository.name}/{place}" for place in re.findall(r'<location [^>]*href="([^"]+)"', index)]
 
 
-def up(folder: Path) -> Farm:
+def bring_up_farm(folder: Path) -> Farm:
     """A farm in the room of this run: the one that is there, or a new one."""
     farm = Farm(folder, base())
     if not (folder / room.UP).exists():

@@ -340,12 +340,12 @@ def test_only_two_builds_for_each_worker_are_released_ahead_of_the_builders(stan
         names = (member(f"{batch}-{number}") for number in range(5))
         stand.submit(broker, make_plan(*names, batch=batch))
 
-    def released(batch: str) -> int:
+    def count_released(batch: str) -> int:
         return list(stand.states(batch).values()).count("released")
 
-    until(lambda: (released("0000000a"), released("0000000b")) == (1, 1), 15, "each batch has one ahead")
+    until(lambda: (count_released("0000000a"), count_released("0000000b")) == (1, 1), 15, "each batch has one ahead")
     stand.order(broker, "cancel", batch="0000000a")
-    until(lambda: released("0000000b") == 2, 15, "the other gets its place")
+    until(lambda: count_released("0000000b") == 2, 15, "the other gets its place")
 
 
 def test_a_pause_holds_a_build_that_waits_in_the_pause_of_a_retry(stand: Stand, broker: Broker) -> None:

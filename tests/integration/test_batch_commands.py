@@ -73,7 +73,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def printed(*words: str) -> Any:
+def run_json(*words: str) -> Any:
     done = run(*words, "--json")
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
@@ -124,18 +124,18 @@ def test_batches_are_listed_and_the_newest_unfinished_one_is_meant_without_an_id
     old.build(key("bash"))
     old.finish()
     make_batch(incoming)
-    listed = {each["batch"]: each for each in printed("batch", "list")}
+    listed = {each["batch"]: each for each in run_json("batch", "list")}
     assert (listed[BATCH_ID]["state"], listed[BATCH_ID]["total"], listed[BATCH_ID]["good"]) == ("running", 6, 1)
     assert listed[BATCH_ID]["counts"] == {"published": 1, "failed": 1, "building": 1, "held": 3}
     assert listed["00000001"]["state"] == "over"
     rows = [line.split("\t")[:6] for line in run("batch").stdout.splitlines()]
     assert [BATCH_ID, "running", "c9s", "6", "1", "1"] in rows
-    assert printed("batch", "show")["batch"] == BATCH_ID
+    assert run_json("batch", "show")["batch"] == BATCH_ID
 
 
 def test_a_batch_is_shown_with_why_it_is_as_it_is(incoming: Path) -> None:
     make_batch(incoming)
-    shown = printed("batch", "show", BATCH_ID[:4])
+    shown = run_json("batch", "show", BATCH_ID[:4])
     assert [(each["message"], each["members"], each["blocked"]) for each in shown["causes"]] == [
         ("%build failed: six.c:1:2: error: no bool", ["six.x86_64"], 1)
     ]
@@ -158,8 +158,8 @@ def test_a_batch_is_shown_with_why_it_is_as_it_is(incoming: Path) -> None:
 
 def test_members_are_chosen_by_state_and_cut(incoming: Path) -> None:
     make_batch(incoming)
-    assert [each["member"] for each in printed("batch", "show", "--failed")["members"]] == ["six.x86_64"]
-    assert len(printed("batch", "show", "--held", "--failed")["members"]) == 4
+    assert [each["member"] for each in run_json("batch", "show", "--failed")["members"]] == ["six.x86_64"]
+    assert len(run_json("batch", "show", "--held", "--failed")["members"]) == 4
     done = run("batch", "show", "--held", "--limit", "1")
     assert [line for line in done.stdout.splitlines() if "\t" in line][0].startswith("app.x86_64\theld")
     assert done.stderr == "and 2 more: --limit\n"
@@ -263,7 +263,7 @@ def test_a_scratch_batch_is_compared_with_the_last_results(incoming: Path, tmp_p
         failed = batch.announce(key(name), Status.FAILED, reason="%build failed", timestamp="20261129120000")
         history.record([attr.evolve(failed, scratch=True)])
     history.close()
-    assert printed("batch", "show")["newly_failing"] == ["app.x86_64"]
+    assert run_json("batch", "show")["newly_failing"] == ["app.x86_64"]
     text = run("batch", "show").stdout
     assert "newly failing 1 of 3: app.x86_64; 1 failed before too, or were never built" in text
 
@@ -280,10 +280,10 @@ def test_orders_are_obeyed_and_say_what_changed(incoming: Path, beanstalkd: Bean
         (state,) = [line for line in run("batch", "show").stdout.splitlines() if line.startswith("  state ")]
         assert state.startswith("  state         paused: pause by ")
         assert state.endswith(f": night; 1 build still to end (reimzul batch resume {BATCH_ID})")
-        assert printed("batch", "resume")["obeyed"]
+        assert run_json("batch", "resume")["obeyed"]
         assert run("batch", "retry", "5f", "--failed").stdout == f"batch {BATCH_ID}: retrying 1 member (six.x86_64)\n"
         assert batch.state.members[key("six")].is_wanted
-        skipped = printed("batch", "skip", "5f", "qt", "--arch", "x86_64")
+        skipped = run_json("batch", "skip", "5f", "qt", "--arch", "x86_64")
         assert (skipped["members"], skipped["message"]) == (["qt.x86_64"], "skipped 1 member (qt.x86_64)")
         assert run("batch", "cancel", "5f").returncode == 2, "without a terminal --yes is needed"
         assert run("batch", "cancel", "5f", "--yes").returncode == 0
@@ -310,7 +310,7 @@ def test_a_member_that_misses_a_requirement_is_released_only_anyway(incoming: Pa
     batch.announce(key("app"), Status.BUILDING)
     batch.announce(key("app"), Status.QUEUED, held=True, missing=("no-such-devel",), job=7)
     assert "app.x86_64 nobody provides no-such-devel; --anyway" in run("batch", "release", "5f", "app").stderr
-    assert printed("batch", "show", "--waiting")["members"][0]["missing"] == ["no-such-devel"]
+    assert run_json("batch", "show", "--waiting")["members"][0]["missing"] == ["no-such-devel"]
 
 
 def test_what_a_follower_waits_for_or_came_to_is_shown(incoming: Path) -> None:
@@ -321,12 +321,12 @@ def test_what_a_follower_waits_for_or_came_to_is_shown(incoming: Path) -> None:
         for arch in ("x86_64", "i386"):
             batch.announce(key(name), Status.BUILDING, arch=arch)
         batch.announce(key(name), Status.PUBLISHED)
-    members = {each["member"]: each for each in printed("batch", "show")["members"]}
+    members = {each["member"]: each for each in run_json("batch", "show")["members"]}
     assert members[key("app")]["message"] == "i386 is still being built"
     assert members[key("app")]["followers"] == {"i386": "building"}
     batch.announce(key("app"), Status.QUEUED, arch="i386", held=True, missing=("no-such-devel",), job=7)
     batch.announce(key("lib"), Status.FAILED, arch="i386")
-    members = {each["member"]: each for each in printed("batch", "show")["members"]}
+    members = {each["member"]: each for each in run_json("batch", "show")["members"]}
     assert {each: (members[each]["message"], members[each]["followers"]) for each in members} == {
         key("app"): ("nobody provides no-such-devel; only for i386: those that need it go on", {"i386": "waiting"}),
         key("lib"): ("i386 failed", {"i386": "failed"}),
@@ -352,7 +352,7 @@ def test_an_order_for_very_many_members_is_sent_in_parts_that_fit(incoming: Path
     batch = ScriptedBatch(make_plan([member(name) for name in names]), incoming)
     batch.put_all()
     with StandInDaemon(beanstalkd, batch).running() as daemon:
-        assert len(printed("batch", "skip", "5f", *names)["ids"]) == len(daemon.orders) > 1
+        assert len(run_json("batch", "skip", "5f", *names)["ids"]) == len(daemon.orders) > 1
     assert sorted(each for order in daemon.orders for each in order.members) == sorted(map(key, names))
 
 
@@ -432,7 +432,7 @@ def test_a_batch_is_one_line_among_builds(recorded: ScriptedBatch) -> None:
     ]
     assert len(run("builds", "--state", "failed").stdout.splitlines()) == 2, "what is asked for is not folded"
     assert len(run("builds", "--batch", BATCH_ID).stdout.splitlines()) == 4
-    assert len(printed("builds")) == 5
+    assert len(run_json("builds")) == 5
     assert run("builds", "--target", "c9s").stdout.count("batch of") == 1
     assert run("builds", "--until", "30d").stdout.count("batch of") == 0
 
@@ -468,8 +468,8 @@ def test_a_batch_whose_files_are_gone_does_not_keep_its_builds_from_being_explai
 def test_show_names_the_batch_and_causes_are_those_of_a_batch(recorded: ScriptedBatch) -> None:
     text = run("show", recorded.state.members[key("six")].build_id).stdout
     assert f"  batch         {BATCH_ID}: reimzul batch show {BATCH_ID}" in text
-    assert printed("causes", "--batch", BATCH_ID)["failed"] == 1
-    assert printed("causes", "--since", "2000-01-01")["failed"] == 2
+    assert run_json("causes", "--batch", BATCH_ID)["failed"] == 1
+    assert run_json("causes", "--since", "2000-01-01")["failed"] == 2
 
 
 # --- replace
@@ -574,7 +574,7 @@ def test_a_member_that_was_built_against_an_old_build_is_built_again(
     store.publish(("lib-devel", "2", 50, "libx.so.2"), ("lib-devel", "1", 40, "libx.so.1"))
     batch = make_published(incoming, store, "1", 40)
     with StandInDaemon(beanstalkd, batch).running() as daemon:
-        found = printed("batch", "settle", BATCH_ID)
+        found = run_json("batch", "settle", BATCH_ID)
     reason = "built against lib-devel-1.0-1.x86_64, and lib-devel-1.0-2.x86_64 is published now"
     assert found["stale"] == [{"member": "app.x86_64", "reason": reason}]
     assert (found["pass"], found["settled"], found["obeyed"]) == (1, False, True)
@@ -627,7 +627,7 @@ def test_a_member_whose_buildroot_is_not_known_is_named(incoming: Path, store: S
     batch.put_all()
     batch.build(key("lib"))
     batch.finish()
-    found = printed("batch", "settle", BATCH_ID)
+    found = run_json("batch", "settle", BATCH_ID)
     assert found["unread"] == [{"member": "lib.x86_64", "reason": "the place of its build is not known"}]
     assert (found["settled"], found["stale"]) == (False, [])
 

@@ -34,7 +34,7 @@ PROGRAM = Path(sys.executable).parent / "reimzul"
 NOW = time.time()
 
 
-def failed(number: int, package: str, reason: str, line: str = "", **more: Any) -> BuildEvent:
+def make_failed(number: int, package: str, reason: str, line: str = "", **more: Any) -> BuildEvent:
     about = {"srpm": f"{package}-1.0-{number}.el9.src.rpm", "pkgname": package, "evr": f"1.0-{number}.el9"}
     stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(NOW - 3600 + number))
     words = {"reason": reason, "error_line": line, "timestamp": stamp, "at": NOW - 3600 + number}
@@ -43,14 +43,14 @@ def failed(number: int, package: str, reason: str, line: str = "", **more: Any) 
 
 MISSING = "BuildRequires that nobody provides: python3dist(six)"
 EVENTS = [
-    failed(1, "python-a", MISSING),
-    failed(2, "python-b", MISSING),
-    failed(3, "python-six", "%build failed", "six/a.c:1:2: error: unknown type name 'bool'"),
-    failed(4, "libz", "%build failed", "z.c:99:1: error: unknown type name 'bool'"),
-    failed(5, "python-b", "", status="Published"),
-    failed(6, "libz", "%build failed", "z.c:9:1: error: other"),
-    failed(7, "python-b", "%check failed", "E   AssertionError"),
-    failed(8, "python-c", MISSING),
+    make_failed(1, "python-a", MISSING),
+    make_failed(2, "python-b", MISSING),
+    make_failed(3, "python-six", "%build failed", "six/a.c:1:2: error: unknown type name 'bool'"),
+    make_failed(4, "libz", "%build failed", "z.c:99:1: error: unknown type name 'bool'"),
+    make_failed(5, "python-b", "", status="Published"),
+    make_failed(6, "libz", "%build failed", "z.c:9:1: error: other"),
+    make_failed(7, "python-b", "%check failed", "E   AssertionError"),
+    make_failed(8, "python-c", MISSING),
 ]
 
 
@@ -137,8 +137,8 @@ def test_a_cause_that_is_not_there_is_refused(folder: Path, arguments: list[str]
 def test_show_says_what_the_notifier_has_found(folder: Path) -> None:
     before: dict[str, Any] = {"previous_build": build_id(44), "previous_evr": "0.9-1.el9"}
     history = open_history(f"sqlite:///{folder}/history.sqlite")
-    history.record([failed(20, "bash", MISSING, newly_failing=True, **before)])
-    history.record([failed(21, "zsh", "", status="Success", fixed=True, **before)])
+    history.record([make_failed(20, "bash", MISSING, newly_failing=True, **before)])
+    history.record([make_failed(21, "zsh", "", status="Success", fixed=True, **before)])
     history.close()
     (shown,) = json.loads(reimzul("show", build_id(20), "--json").stdout)["arches"]
     assert (shown["failure"]["newly_failing"], shown["failure"]["built_before"]) == (True, build_id(44))
@@ -191,7 +191,7 @@ def test_old_causes_are_computed_until_they_are_stored_again(old_causes: Path) -
 def test_failures_of_the_originals_worker_have_causes_too(folder: Path) -> None:
     about = {"build_id": "", "attempt": "", "target": "c7.i386", "arch": "i386"}
     history = open_history(f"sqlite:///{folder}/history.sqlite")
-    history.record([failed(40, "old", "it does not build", **about)])
+    history.record([make_failed(40, "old", "it does not build", **about)])
     history.close()
     (group,) = causes("--arch", "i386")["causes"]
     assert (group["message"], group["packages"]) == ("it does not build", ["old"])
@@ -242,8 +242,8 @@ def store(folder: Path) -> Iterator[Path]:
     ini = folder / "reimzul.ini"
     ini.write_text(ini.read_text().replace("127.0.0.1:9/", f"127.0.0.1:{server.server_address[1]}/"))
     history = open_history(f"sqlite:///{folder}/history.sqlite")
-    history.record([failed(30, "hello", "%build failed", exit_code=1, place=PLACE)])
-    history.record([failed(31, "slow", "no end (build_timeout)", exit_code=1, place=PLACE)])
+    history.record([make_failed(30, "hello", "%build failed", exit_code=1, place=PLACE)])
+    history.record([make_failed(31, "slow", "no end (build_timeout)", exit_code=1, place=PLACE)])
     history.close()
     yield store
     webserver.close(server)

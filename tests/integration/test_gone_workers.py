@@ -23,10 +23,10 @@ from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import load_file
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat, new_attempt
 from reimzul.history.workers import WorkerRecord, WorkerStore, drop_disconnected
-from tests.builder import Host, put, request, settled
+from tests.builder import Host, is_settled, put, request
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
-from tests.integration.test_operator_acts import run, told
+from tests.integration.test_operator_acts import run, run_json
 from tests.notifier import Running
 from tests.waiting import until
 
@@ -79,7 +79,7 @@ def other_workers(beanstalkd: Beanstalkd) -> Iterator[Others]:
 
 
 def workers() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = told("builders")
+    found: list[dict[str, Any]] = run_json("builders")
     return found
 
 
@@ -182,14 +182,14 @@ def test_a_builder_with_a_clock_in_1970_or_2099_builds(
     asked = request("plain", build_id="", timestamp="")  # of a client of the original: the builder completes it
     put(broker, asked)
     put(broker, request("hello"))
-    until(lambda: len(host.spool()) >= 3 and settled(broker), 60, "both are built")
+    until(lambda: len(host.spool()) >= 3 and is_settled(broker), 60, "both are built")
     until(lambda: {leg["status"] for leg in controller.builds()} == {"Success"}, 30, "the history knows")
     for leg in controller.builds():
         assert abs(leg["at"] - time.time()) < 300
         assert leg["skew"]
         (attempt,) = leg["attempts"]
         assert abs(attempt["heard"] - time.time()) < 300
-    stats = told("stats", "--since", "1970-01-01")
+    stats = run_json("stats", "--since", "1970-01-01")
     assert sum(stats["results"].values()) == len(controller.builds())
     assert (stats["wait"], stats["build"]) == (None, None)
     assert not (broker.tube_stats("x86_64").buried)
@@ -210,8 +210,8 @@ def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running,
     other_workers("c", "2").say()
     are("c")
     assert workers()[0]["name_shared"] is None
-    assert told("drain", "b1")["building"] == []
-    told("resume", "b1")
+    assert run_json("drain", "b1")["building"] == []
+    run_json("resume", "b1")
 
 
 def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, other_workers: Others) -> None:
@@ -257,13 +257,13 @@ def test_the_gone_are_not_counted(controller: Running, other_workers: Others, br
     broker.announce(event("Queued", 1, tube="x86_64", job=number, priority=8192, at=time.time()))
     until(controller.builds, 20, "the history knows")
     assert "2 workers could take it." in run("explain", build_id(1)[:8]).stdout
-    assert told("drain", "b1")["building"] == ["time-1.7-45.el7.src.rpm"]
+    assert run_json("drain", "b1")["building"] == ["time-1.7-45.el7.src.rpm"]
     gone.broker.close()
     said = run("explain", build_id(1)[:8]).stdout
     assert "1 worker could take it." in said
     assert NAME not in said
-    assert told("drain", "b1")["building"] == [], "its name is known still"
-    told("resume", "b1")
+    assert run_json("drain", "b1")["building"] == [], "its name is known still"
+    run_json("resume", "b1")
     seen = WorkerStore(controller.folder / "presence.sqlite").load_all()
     assert len(seen) == 2
     assert [each.heartbeat.host for each in drop_disconnected(broker, seen)] == ["b2.example.org"]
@@ -310,5 +310,5 @@ def test_a_build_that_such_a_builder_puts_again_is_found(controller: Running, br
     until(lambda: controller.builds()[0]["job"] == second, 20, "the last put holds")
     (leg,) = controller.builds()
     assert abs(leg["due"] - 10 - time.time()) < 60
-    assert told("cancel", build_id(1)[:8])[0]["outcome"] == "cancelled"
-    assert settled(broker)
+    assert run_json("cancel", build_id(1)[:8])[0]["outcome"] == "cancelled"
+    assert is_settled(broker)

@@ -29,7 +29,7 @@ from tests import uploads
 from tests.builder import Host, put, request
 from tests.conftest import Beanstalkd
 from tests.ini import write_ini
-from tests.integration.test_operator_acts import REIMZUL, run, told
+from tests.integration.test_operator_acts import REIMZUL, run, run_json
 from tests.notifier import Running
 from tests.repogen import Rpms, ask
 from tests.waiting import until
@@ -111,16 +111,16 @@ def farm(
 
 def rows() -> dict[str, dict[str, Any]]:
     """What `reimzul builders` shows, by host and instance."""
-    return {f"{each['builder']} {each['instance']}": each for each in told("builders")}
+    return {f"{each['builder']} {each['instance']}": each for each in run_json("builders")}
 
 
 def states() -> list[str]:
-    return [each["state"] for each in told("builders")]
+    return [each["state"] for each in run_json("builders")]
 
 
 def findings(*options: str) -> dict[str, dict[str, Any]]:
     """The findings of the controller's doctor about hosts, by host."""
-    checks = told("doctor", "--role", "controller", *options)["checks"]
+    checks = run_json("doctor", "--role", "controller", *options)["checks"]
     return {each["name"][5:]: each for each in checks if each["name"].startswith("host.")}
 
 
@@ -183,7 +183,7 @@ def test_one_that_comes_back_is_not_reported(farm: Farm) -> None:
 def test_a_killed_daemon_of_bstore_is_reported_and_a_stopped_one_is_not(farm: Farm, service: str) -> None:
     process = farm.start_service(service)
     until(lambda: states() == ["idle"], 30, "it is there")
-    (row,) = told("builders")
+    (row,) = run_json("builders")
     assert (row["role"], row["instance"], row["arches"]) == (service, f"{service}-1", [])
     assert findings("--all")[row["builder"]]["level"] == "ok"
     process.kill()
@@ -247,7 +247,7 @@ def test_a_failing_createrepo_c_is_shown_for_its_build_and_its_host(farm: Farm, 
     assert "indexing failed" in explained(build)
     assert words in run("builders").stdout
     assert words in first_watched(build, "indexing fails on")
-    (service,) = [each for each in told("builders") if each["role"] == Role.REPOGEN]
+    (service,) = [each for each in run_json("builders") if each["role"] == Role.REPOGEN]
     until(lambda: findings()[service["builder"]]["level"] == "FAIL", 60, "it failed more than once")
     found = findings()[service["builder"]]
     assert f"state/createrepo/{build.target}.log" in found["remedy"]
@@ -266,7 +266,7 @@ def test_a_full_disk_of_bstore_is_a_finding(farm: Farm, tmp_path: Path) -> None:
         until(lambda: states() == ["idle"], 30, "it is there")
         with contextlib.suppress(OSError), (small / "ballast").open("wb") as ballast:
             ballast.write(bytes(16 << 20))
-        (row,) = told("builders")
+        (row,) = run_json("builders")
         until(lambda: "its disk has 0 bytes free" in findings()[row["builder"]]["message"], 60, "it is said")
         found = findings()[row["builder"]]
         assert (found["level"], "reimzul prune --dry-run" in found["remedy"]) == ("FAIL", True)

@@ -19,7 +19,7 @@ from reimzul.core.message import BuildRequest, event_for
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, build_id
 from tests.integration.test_doctor import look, patient
-from tests.integration.test_operator_acts import SHORT, X86_64, Ground, run, serving_failed_leg, told
+from tests.integration.test_operator_acts import SHORT, X86_64, Ground, run, run_json, serving_failed_leg
 from tests.waiting import until
 
 BATCH = "5f0c12ab"
@@ -53,10 +53,10 @@ def hold(ground: Ground, number: int = 1, *, missing: bool = True, batch: str = 
 
 def test_a_held_build_is_shown_as_held_by_every_command(ground: Ground) -> None:
     job = hold(ground)
-    (build,) = told("builds", "--state", "held")
+    (build,) = run_json("builds", "--state", "held")
     assert (build["state"], build["status"], build["batch"]) == ("held", "Queued", BATCH)
     assert (build["held"], build["missing"], build["attempts"][0]["state"]) == (True, ["b-devel >= 2"], "waiting")
-    assert told("builds", "--state", "queued") == []
+    assert run_json("builds", "--state", "queued") == []
     shown = run("show", SHORT).stdout
     assert "x86_64: held: waits for b-devel >= 2, which nobody provides" in shown
     assert f"  batch         {BATCH}: reimzul batch show" in shown
@@ -71,16 +71,16 @@ def test_a_held_build_is_shown_as_held_by_every_command(ground: Ground) -> None:
     ):
         assert words in explained
     assert "Nobody watches" not in explained
-    (arch,) = told("explain", SHORT)["arches"]
+    (arch,) = run_json("explain", SHORT)["arches"]
     assert (arch["job_state"], arch["state"], arch["starts_in"]) == ("held", "held", None)
     watched = run("watch", SHORT, "--timeout", "0").stdout
     assert "held: waits for b-devel >= 2, which nobody provides" in watched
-    assert told("stats")["results"] == {"held": 1}
+    assert run_json("stats")["results"] == {"held": 1}
 
 
 def test_held_jobs_are_counted_apart_from_delayed_ones(ground: Ground, tmp_path: Path, beanstalkd: Beanstalkd) -> None:
     hold(ground)
-    (tube,) = [each for each in told("queues")["tubes"] if each["name"] == "x86_64"]
+    (tube,) = [each for each in run_json("queues")["tubes"] if each["name"] == "x86_64"]
     assert (tube["held"], tube["delayed"], tube["unwatched"]) == (1, 0, False)
     metrics = run("metrics").stdout
     assert 'reimzul_tube_jobs{tube="x86_64",state="held"} 1' in metrics
@@ -89,7 +89,7 @@ def test_held_jobs_are_counted_apart_from_delayed_ones(ground: Ground, tmp_path:
     whom = patient(tmp_path, ground.notifier.settings, "controller")
     assert look(controller.beanstalkd_checks, whom)["tubes.watched"].level != FAIL
     ground.broker.put_raw("x86_64", b"x", priority=1, delay=60)
-    (tube,) = [each for each in told("queues")["tubes"] if each["name"] == "x86_64"]
+    (tube,) = [each for each in run_json("queues")["tubes"] if each["name"] == "x86_64"]
     assert (tube["held"], tube["delayed"], tube["unwatched"]) == (1, 1, True)
     assert look(controller.beanstalkd_checks, whom)["tubes.watched"].level == FAIL
 
@@ -114,7 +114,7 @@ def test_a_person_can_release_a_held_build(ground: Ground) -> None:
     assert (done.returncode, done.stdout) == (0, f"job {job} of x86_64: released\n")
     assert ground.broker.job_stats(job).state == "ready"
     ground.until(1, lambda leg: leg["released_at"] and not leg["held"], "the history knows")
-    (build,) = told("builds", "--build", SHORT)
+    (build,) = run_json("builds", "--build", SHORT)
     assert (build["state"], build["missing"], build["waits_for"], build["job"]) == ("queued", [], None, job)
     assert "waits for" not in run("show", SHORT).stdout
     assert "It waits for" not in run("explain", SHORT).stdout
@@ -126,7 +126,7 @@ def test_a_person_can_release_a_held_build(ground: Ground) -> None:
 def test_a_raised_held_build_stays_held_and_comes_first_once_it_is_released(ground: Ground) -> None:
     ground.submit(2, priority=1000)
     job = hold(ground)
-    (raised,) = told("raise", SHORT)
+    (raised,) = run_json("raise", SHORT)
     assert (raised["done"], raised["job"], raised["priority"]) == (True, job, 999)
     assert raised["message"] == f"held; first in tube x86_64 once it is released, as job {job}"
     stats = ground.broker.job_stats(job)
@@ -134,7 +134,7 @@ def test_a_raised_held_build_stays_held_and_comes_first_once_it_is_released(grou
     ground.until(1, lambda leg: leg["priority"] == 999, "the history knows")
     leg = ground.leg()
     assert (leg["held"], leg["missing"], leg["job"]) == (True, ["b-devel >= 2"], job)
-    assert told("raise", SHORT)[0]["message"] == "it is the first already"
+    assert run_json("raise", SHORT)[0]["message"] == "it is the first already"
     assert run("kick", "--held", job, "--yes").returncode == 0
     claim = ground.claim()
     assert claim.id == job
@@ -155,7 +155,7 @@ def test_a_held_build_is_cancelled_at_once(ground: Ground) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert ground.broker.tube_stats("x86_64").delayed == 0
     ground.until(1, lambda leg: leg["status"] == "Cancelled", "the history knows")
-    assert told("builds", "--state", "held") == []
+    assert run_json("builds", "--state", "held") == []
 
 
 def test_a_retry_of_a_member_is_a_build_of_the_same_batch(ground: Ground, tmp_path: Path) -> None:
@@ -165,18 +165,18 @@ def test_a_retry_of_a_member_is_a_build_of_the_same_batch(ground: Ground, tmp_pa
     ground.announce(1, "Failed", reason="%build failed", batch=BATCH)
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     with serving_failed_leg(tmp_path, request):
-        told("retry", SHORT)
+        run_json("retry", SHORT)
         claim = ground.claim()
         again = claim.message
         assert (again.batch, again.parent, again.rebuild) == (BATCH, build_id(1), True)
         assert (again.bconds, again.dep_wait) == (("bootstrap",), 60)
-        until(lambda: bool(told("builds", "--build", again.build_id)), 20, "it is in the history")
-        assert told("builds", "--build", again.build_id)[0]["batch"] == BATCH
+        until(lambda: bool(run_json("builds", "--build", again.build_id)), 20, "it is in the history")
+        assert run_json("builds", "--build", again.build_id)[0]["batch"] == BATCH
         claim.delete()
 
 
 def test_the_source_rpm_of_a_held_build_stays(ground: Ground) -> None:
     hold(ground)
-    pruned = told("prune", "--incoming", "--older", "0d", "--dry-run")
+    pruned = run_json("prune", "--incoming", "--older", "0d", "--dry-run")
     assert pruned["removed"] == []
     assert "is held" in pruned["kept"][0]["message"]

@@ -125,7 +125,7 @@ def test_the_originals_documents_are_shown_by_our_commands(mongo: Mongo, collect
     collection.insert_one({**LEFT, "status": "Failed", "latest_build": True, "submitter": "me", "timestamp": recently})
     ini = write_ini(tmp_path / "reimzul.ini", {"history": {"url": mongo.url}})
 
-    def said(*words: str) -> str:
+    def run_query(*words: str) -> str:
         done = subprocess.run(
             [BIN / "reimzul", *words, "--config", ini], capture_output=True, text=True, timeout=30, check=False
         )
@@ -133,17 +133,17 @@ def test_the_originals_documents_are_shown_by_our_commands(mongo: Mongo, collect
         check_line(words, done.stdout)
         return done.stdout
 
-    rows = [line.split("\t") for line in said("builds").splitlines()]
+    rows = [line.split("\t") for line in run_query("builds").splitlines()]
     assert [(row[0], row[1], row[2], row[5][:4]) for row in rows] == [
         ("-", "failed", LEFT["srpm"], recently[:4]),
         ("-", "built", LEFT["srpm"], "2018"),
         ("-", "done", LEFT["srpm"], "2018"),
     ]
-    assert [job["state"] for job in json.loads(said("builds", "--json", "--status", "success"))] == ["built"]
-    assert ": override" in said(
+    assert [job["state"] for job in json.loads(run_query("builds", "--json", "--status", "success"))] == ["built"]
+    assert ": override" in run_query(
         "override", "-s", LEFT["srpm"], "-t", LEFT["target"], "-a", "x86_64", "-c", "it is fine"
     )
-    assert said("builds", "--state", "override").startswith("-\toverride")
+    assert run_query("builds", "--state", "override").startswith("-\toverride")
     history = open_history(mongo.url, reading=True)
     history.close()
 

@@ -43,19 +43,19 @@ def request() -> BuildRequest:
     )  # fmt: skip
 
 
-def queued(broker: Broker, outbox: Outbox, wanted: BuildRequest) -> int:
-    """Put a request, and have the notifier hear of it."""
+def queue_request(broker: Broker, outbox: Outbox, wanted: BuildRequest) -> int:
+    """Put a request, and have the notifier accept its event."""
     job = broker.put(TUBE, wanted, priority=PRIORITY)
-    heard(outbox, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    accept_events(outbox, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
     return job
 
 
-def heard(outbox: Outbox, *events: BuildEvent) -> None:
+def accept_events(outbox: Outbox, *events: BuildEvent) -> None:
     outbox.accept(events, lambda _: ["log"])
 
 
-def told(broker: Broker) -> list[tuple[str, str]]:
-    """What lies in `notify`: status and build of each, taken out."""
+def take_announcements(broker: Broker) -> list[tuple[str, str]]:
+    """Take the messages in `notify`: status and build of each."""
     broker.watch([NOTIFY.name])
     said = []
     while claim := broker.reserve({NOTIFY.name: NOTIFY}, 0):
@@ -73,12 +73,12 @@ def test_a_job_that_waits_under_a_mark_is_deleted_and_said_to_be_cancelled(
     broker: Broker, outbox: Outbox, reaper: CancelReaper
 ) -> None:
     wanted, other = request(), request()
-    queued(broker, outbox, wanted)
-    queued(broker, outbox, other)
+    queue_request(broker, outbox, wanted)
+    queue_request(broker, outbox, other)
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1, "the other's"
-    assert told(broker) == [("Cancelled", wanted.build_id)]
+    assert take_announcements(broker) == [("Cancelled", wanted.build_id)]
     assert control.cancel_flag(broker, wanted.build_id)
 
 
@@ -86,13 +86,13 @@ def test_a_job_that_a_worker_has_is_the_workers(
     broker: Broker, outbox: Outbox, reaper: CancelReaper, beanstalkd: Beanstalkd
 ) -> None:
     wanted = request()
-    queued(broker, outbox, wanted)
+    queue_request(broker, outbox, wanted)
     with beanstalkd.connect() as worker:
         worker.watch([TUBE.name])
         assert worker.reserve({TUBE.name: TUBE}, 1)
         cancel(broker, wanted)
         reaper.run_if_due(broker)
-        assert told(broker) == []
+        assert take_announcements(broker) == []
         assert broker.tube_stats(TUBE.name).reserved == 1
 
 
@@ -100,14 +100,14 @@ def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
     broker: Broker, outbox: Outbox, reaper: CancelReaper
 ) -> None:
     wanted = request()
-    job = queued(broker, outbox, wanted)
+    job = queue_request(broker, outbox, wanted)
     cancel(broker, wanted)
     broker.delete(job)
     reaper.run_if_due(broker)
-    assert told(broker) == [("Cancelled", wanted.build_id)]
-    heard(outbox, event_for(wanted, Status.CANCELLED))
+    assert take_announcements(broker) == [("Cancelled", wanted.build_id)]
+    accept_events(outbox, event_for(wanted, Status.CANCELLED))
     reaper.run_if_due(broker)
-    assert told(broker) == [], "it is known by now"
+    assert take_announcements(broker) == [], "it is known by now"
 
 
 def test_an_arch_that_follows_another_is_cancelled_with_it(
@@ -115,29 +115,31 @@ def test_an_arch_that_follows_another_is_cancelled_with_it(
 ) -> None:
     """It had begun when its worker lost the job: nobody else announces how it ended."""
     wanted = request()
-    queued(broker, outbox, wanted)
-    heard(outbox, *(event_for(wanted, Status.BUILDING, arch=arch, attempt=ATTEMPT) for arch in ("x86_64", "i386")))
+    queue_request(broker, outbox, wanted)
+    accept_events(
+        outbox, *(event_for(wanted, Status.BUILDING, arch=arch, attempt=ATTEMPT) for arch in ("x86_64", "i386"))
+    )
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     broker.watch([NOTIFY.name])
     claims = [broker.reserve({NOTIFY.name: NOTIFY}, 0) for _ in range(2)]
     events = [claim.message for claim in claims if claim and isinstance(claim.message, BuildEvent)]
     assert [(each.status, each.arch) for each in events] == [("Cancelled", "i386"), ("Cancelled", "x86_64")]
-    heard(outbox, *events)
+    accept_events(outbox, *events)
     reaper.run_if_due(broker)
-    assert told(broker) == [], "it is known by now"
+    assert take_announcements(broker) == [], "it is known by now"
 
 
 def test_an_arch_is_cancelled_though_the_one_that_follows_it_has_its_result(
     broker: Broker, outbox: Outbox, reaper: CancelReaper
 ) -> None:
     wanted = request()
-    queued(broker, outbox, wanted)
-    heard(outbox, event_for(wanted, Status.FAILED, arch="i386"))
+    queue_request(broker, outbox, wanted)
+    accept_events(outbox, event_for(wanted, Status.FAILED, arch="i386"))
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 0
-    assert told(broker) == [("Cancelled", wanted.build_id)]
+    assert take_announcements(broker) == [("Cancelled", wanted.build_id)]
 
 
 def test_a_number_that_is_another_builds_by_now_is_left_alone(
@@ -145,7 +147,7 @@ def test_a_number_that_is_another_builds_by_now_is_left_alone(
 ) -> None:
     wanted, other = request(), request()
     job = broker.put(TUBE, other, priority=PRIORITY)
-    heard(outbox, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    accept_events(outbox, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1
@@ -153,13 +155,13 @@ def test_a_number_that_is_another_builds_by_now_is_left_alone(
 
 def test_the_job_it_was_put_again_as_is_found(broker: Broker, outbox: Outbox, reaper: CancelReaper) -> None:
     wanted = request()
-    first = queued(broker, outbox, wanted)
+    first = queue_request(broker, outbox, wanted)
     broker.delete(first)
-    queued(broker, outbox, wanted.with_failed_attempt("b1.example.org", "no space left"))
+    queue_request(broker, outbox, wanted.with_failed_attempt("b1.example.org", "no space left"))
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 0
-    assert told(broker) == [("Cancelled", wanted.build_id)]
+    assert take_announcements(broker) == [("Cancelled", wanted.build_id)]
 
 
 @pytest.mark.parametrize("final", ["Cancelled", "Published", "Failed"])
@@ -168,7 +170,7 @@ def test_a_mark_goes_some_time_after_its_build_is_over(
 ) -> None:
     wanted = request()
     cancel(broker, wanted)
-    heard(outbox, event_for(wanted, final))
+    accept_events(outbox, event_for(wanted, final))
     reaper.run_if_due(broker)
     assert control.cancel_flag(broker, wanted.build_id), "a worker that lost its link may be at it still"
     monkeypatch.setattr(module, "KEEP_FLAG_SECONDS", -1)
@@ -178,7 +180,7 @@ def test_a_mark_goes_some_time_after_its_build_is_over(
 
 def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker, outbox: Outbox) -> None:
     wanted = request()
-    queued(broker, outbox, wanted)
+    queue_request(broker, outbox, wanted)
     cancel(broker, wanted)
     CancelReaper(outbox).run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1
@@ -186,7 +188,7 @@ def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker,
 
 def test_it_comes_round_now_and_then(broker: Broker, outbox: Outbox) -> None:
     wanted = request()
-    queued(broker, outbox, wanted)
+    queue_request(broker, outbox, wanted)
     often = CancelReaper(outbox, grace=0)
     often.run_if_due(broker)
     cancel(broker, wanted)
@@ -198,10 +200,10 @@ def test_a_held_job_of_a_worker_that_was_killed_before_it_saw_the_mark_is_delete
     broker: Broker, outbox: Outbox, reaper: CancelReaper
 ) -> None:
     wanted = request()
-    job = queued(broker, outbox, wanted)
+    job = queue_request(broker, outbox, wanted)
     control.hold_job(broker, TUBE, job)
     where = {"tube": TUBE.name, "job": job, "held": True, "missing": ("b-devel",)}
-    heard(outbox, event_for(wanted, Status.QUEUED, attempt=ATTEMPT, **where))
+    accept_events(outbox, event_for(wanted, Status.QUEUED, attempt=ATTEMPT, **where))
     cancel(broker, wanted)
     reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).delayed == 0
@@ -210,6 +212,6 @@ def test_a_held_job_of_a_worker_that_was_killed_before_it_saw_the_mark_is_delete
     cancelled = decode_event(found[1])
     assert isinstance(cancelled, BuildEvent)
     assert (cancelled.held, cancelled.missing) == (None, ())
-    assert told(broker) == [("Cancelled", wanted.build_id)]
+    assert take_announcements(broker) == [("Cancelled", wanted.build_id)]
     assert news_kind(cancelled) == "Cancelled", "a worker's is the same news"
     assert news_kind(attr.evolve(cancelled, held=True)) == "Cancelled"

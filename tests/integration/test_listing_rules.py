@@ -23,7 +23,7 @@ from reimzul.store.listing import ListingCache, read_records
 from reimzul.tosign.daemon import find_signable, stage_leg
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.repogen import Rpms, ask, listed, make_settings, taken, work
+from tests.repogen import Rpms, ask, list_packages, make_settings, take_messages, work
 from tests.srpms import make_rpm
 from tests.uploads import TARGET
 
@@ -83,7 +83,7 @@ class Farm:
     def publish(self) -> list[BuildEvent]:
         """Work until nothing waits; what was announced."""
         work(self.daemon)
-        return taken(self.broker, NOTIFY)
+        return take_messages(self.broker, NOTIFY)
 
     def regenerate(self) -> None:
         ask(self.broker, RepogenRequest(target=TARGET))
@@ -91,7 +91,7 @@ class Farm:
 
     def sign(self) -> list[str]:
         """Stage what there is to be signed; what waits to be collected."""
-        for request in taken(self.broker, TOSIGN):
+        for request in take_messages(self.broker, TOSIGN):
             assert isinstance(request, SignRequest)
             for build in find_signable(self.store, request):
                 stage_leg(ListingCache(self.store), build, CancelToken())
@@ -101,7 +101,7 @@ class Farm:
     def owners(self, name: str = "greet") -> list[str]:
         """The folders that list a package."""
         return sorted(
-            path.rpartition("/")[0] for path in listed(self.store) if path.endswith(f"/{name}-1.4-3.noarch.rpm")
+            path.rpartition("/")[0] for path in list_packages(self.store) if path.endswith(f"/{name}-1.4-3.noarch.rpm")
         )
 
 
@@ -123,7 +123,7 @@ def test_of_seven_builds_of_one_nevra_the_first_is_listed_and_six_are_rejected(f
     )
     reasons = {event.reason for event in events if event.status == Status.REJECTED}
     assert reasons == {f"the target holds greet-1.4-3.noarch of build {asked[0].build_id}; submit with --rebuild"}
-    assert len(taken(farm.broker, TOSIGN)) == 1
+    assert len(take_messages(farm.broker, TOSIGN)) == 1
     assert not any(farm.broker.tube_stats(tube).ready for tube in farm.broker.list_tubes())  # none is built again
     assert not farm.store.place(asked[1].place).exists()
     late = farm.build("content-8", rebuild=False)  # in a run of its own
@@ -138,7 +138,7 @@ def test_a_rebuild_replaces_the_earlier_leg_in_one_run_and_its_folder_stays(farm
     farm.publish()
     second = farm.build("two", "greet", rebuild=True)
     (event,) = farm.publish()
-    assert listed(farm.store) == {f"{folder_of(second)}/greet-1.4-3.noarch.rpm"}  # the whole earlier leg is out
+    assert list_packages(farm.store) == {f"{folder_of(second)}/greet-1.4-3.noarch.rpm"}  # the whole earlier leg is out
     assert (event.status, event.reason) == (Status.PUBLISHED, f"it replaces build {first.build_id}")
     assert event.rpms == ("greet-1.4-3.noarch.rpm",)
     assert farm.store.place(first.place).is_dir()
@@ -237,7 +237,7 @@ def test_where_the_rebuild_is_pruned_the_earlier_is_not_listed_again(farm: Farm)
     farm.regenerate()
     shutil.rmtree(farm.store.place(second.place))
     farm.regenerate()
-    assert listed(farm.store) == set()
+    assert list_packages(farm.store) == set()
     assert farm.store.place(first.place).is_dir()
 
 
@@ -281,8 +281,8 @@ def test_both_legs_of_a_rebuild_that_come_together_are_one_run(farm: Farm) -> No
         main = farm.leg(of, farm.rpms(content, "greet", "greet-doc"))
         events = farm.publish()
     assert not [event for event in events if "still" in event.reason]
-    assert {path.split("/")[1] for path in listed(farm.store)} == {main.place.split("/")[3]}
-    assert len(listed(farm.store)) == 3
+    assert {path.split("/")[1] for path in list_packages(farm.store)} == {main.place.split("/")[3]}
+    assert len(list_packages(farm.store)) == 3
 
 
 @pytest.mark.parametrize("kinds", ["builds", "arches", "builds arches"])
@@ -366,7 +366,7 @@ def test_a_leg_of_another_worker_that_was_not_decided_is_not_listed_by_a_run_for
     farm.build("new", "greet-new")
     farm.publish()
     assert farm.owners() == [folder_of(first)]
-    assert len(listed(farm.store)) == 2
+    assert len(list_packages(farm.store)) == 2
     ask(farm.broker, second)
     (event,) = farm.publish()
     assert event.status == Status.REJECTED
@@ -385,7 +385,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
     def run_to_the_end() -> None:
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
-            taken(farm.broker, tube)
+            take_messages(farm.broker, tube)
         fs._SYNCED.clear()  # else the second has fewer steps, where a folder gets the same inode
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
@@ -400,7 +400,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         work(farm.daemon)
         (owner,) = farm.owners()
         assert owner != folder_of(first)
-        assert {event.status for event in taken(farm.broker, NOTIFY)} == {Status.PUBLISHED}
+        assert {event.status for event in take_messages(farm.broker, NOTIFY)} == {Status.PUBLISHED}
         assert farm.sign() == [request.build_id]
         (record,) = read_records(farm.store, TARGET).items()
         assert record[0] == leg_key(first.build_id, "x86_64")
@@ -413,7 +413,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
     farm.sign()
     second = farm.build("two", rebuild=True)
     farm.publish()
-    (request,) = taken(farm.broker, TOSIGN)
+    (request,) = take_messages(farm.broker, TOSIGN)
     saved = farm.store.root.with_name("saved")
     shutil.copytree(farm.store.root, saved, symlinks=True)
     steps = uploads.Steps(monkeypatch)

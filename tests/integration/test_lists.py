@@ -70,7 +70,7 @@ def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> Shown
     return show_on_terminal([PROGRAM, *arguments], columns, **environment)
 
 
-def found(*options: str) -> list[int]:
+def list_numbers(*options: str) -> list[int]:
     """The numbers of the builds that `reimzul builds` lists in a pipe, which are those that it has in JSON."""
     numbers = {build_id(number)[:8]: number for number in range(10)}
     ids = [line.split("\t")[0] for line in reimzul("builds", *options).stdout.splitlines()]
@@ -167,11 +167,11 @@ def test_doctor_respects_the_same_options() -> None:
     ],
 )
 def test_builds_are_narrowed_down(recorded: None, options: tuple[str, ...], numbers: list[int]) -> None:
-    assert found(*options) == numbers
+    assert list_numbers(*options) == numbers
 
 
 def test_old_builds_are_listed_unless_since_is_given(recorded: None) -> None:
-    assert found() == [5, 4, 3, 2, 1]
+    assert list_numbers() == [5, 4, 3, 2, 1]
 
 
 def test_a_limit_says_that_there_are_more(recorded: None) -> None:
@@ -250,7 +250,7 @@ def test_a_build_or_a_batch_that_nobody_knows_is_refused(recorded: None, option:
 
 
 def test_states_are_separated_by_commas_too(recorded: None) -> None:
-    assert found("--state", "failed, building") == found("--state", "failed", "--state", "building") != []
+    assert list_numbers("--state", "failed, building") == list_numbers("--state", "failed", "--state", "building") != []
     assert "'qeued' is no state of a build; is queued meant?" in reimzul("builds", "--state", "failed,qeued").stderr
 
 
@@ -467,11 +467,11 @@ def test_an_override_needs_a_build_that_is_over_and_a_reason(
     refused = reimzul("override", *words)
     assert (refused.returncode, refused.stdout) == (code, "")
     assert message in refused.stderr
-    assert found("--state", "override") == []
+    assert list_numbers("--state", "override") == []
 
 
 def test_the_originals_options_of_an_override_stay(recorded: None) -> None:
     words = ("override", "-s", "time-1.7-45.el7.src.rpm", "-t", "c7.1708.u", "-a", "x86_64", "-c", "by hand")
     assert reimzul(*words).returncode == 0
-    assert found("--state", "override") == [2], "the latest"
+    assert list_numbers("--state", "override") == [2], "the latest"
     assert "--comment" not in reimzul("override", "--help").stdout

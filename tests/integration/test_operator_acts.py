@@ -122,7 +122,7 @@ def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def told(*words: object) -> Any:
+def run_json(*words: object) -> Any:
     """The JSON that it prints."""
     done = run(*words, "--json")
     assert done.stdout, done.stderr
@@ -171,7 +171,7 @@ def test_a_waiting_build_is_gone_at_once(ground: Ground) -> None:
     ground.until(1, lambda leg: leg["status"] == "Cancelled", "the history knows")
     assert ground.leg()["reason"].endswith(": wrong branch")
     assert control.cancel_flag(ground.broker, build_id(1)), "who put it anew meanwhile is to see it"
-    assert told("cancel", SHORT) == [
+    assert run_json("cancel", SHORT) == [
         {"build_id": build_id(1), "outcome": "already cancelled", "message": "it was cancelled already"}
     ]
 
@@ -266,9 +266,9 @@ def test_a_raised_build_is_given_out_first(ground: Ground) -> None:
 
 def test_what_is_first_already_stays(ground: Ground) -> None:
     ground.submit()
-    first = told("raise", SHORT)[0]["job"]
+    first = run_json("raise", SHORT)[0]["job"]
     ground.until(1, lambda leg: leg["job"] == first, "the history knows its new job")
-    (again,) = told("raise", SHORT)
+    (again,) = run_json("raise", SHORT)
     assert (again["message"], again["job"], again["done"]) == ("it is the first already", first, True)
 
 
@@ -326,7 +326,7 @@ def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -
     assert f"It waits for {waits_for}." in said
     assert "at once" not in said
     assert f"{ground.srpm} has mode 0600, and other users cannot read it: chmod o+r {ground.srpm}" in said
-    (leg,) = told("explain", SHORT)["arches"]
+    (leg,) = run_json("explain", SHORT)["arches"]
     assert leg["starts_in"] is None
 
 
@@ -402,7 +402,7 @@ def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
     ground.announce(1, "Published")
     ground.announce(1, "Failed", arch="i386", reason="%build failed")
     until(lambda: bool(ground.leg(1, "i386")) and ground.leg()["published"], 20, "both legs are over")
-    (queued,) = told("retry", SHORT, "--failed")
+    (queued,) = run_json("retry", SHORT, "--failed")
     assert (queued["arches"], queued["tube"], queued["target"]) == (["i386"], "x86_64", "c7.1708.u.x86_64")
     claim = ground.claim()
     assert (claim.message.legs, claim.message.arch) == (("i386",), "x86_64")
@@ -422,7 +422,7 @@ def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, t
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     with serving_failed_leg(tmp_path, request):
         for words in ([], ["--failed"]):
-            (queued,) = told("retry", SHORT, *words)
+            (queued,) = run_json("retry", SHORT, *words)
             claim = ground.claim()
             assert (claim.message.legs, queued["arches"]) == (("x86_64",), ["x86_64"])
             claim.delete()
@@ -436,14 +436,14 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
     with lookup.reading_history(f"sqlite:///{ground.folder}/history.sqlite") as history:
         build = lookup.find_build(history, SHORT)
 
-    def away(*_: object) -> None:
+    def raise_unavailable(*_: object) -> None:
         raise ReimzulError("beanstalkd is away")
 
     asked = BuildRequest(
         srpm=SRPM, arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
         build_id=build_id(2), timestamp=validators.now_timestamp(),
     )  # fmt: skip
-    monkeypatch.setattr(Broker, "announce", away)
+    monkeypatch.setattr(Broker, "announce", raise_unavailable)
     (queued,), fault = actions.queue_retries(ground.broker, [(build, asked)], read_arches(), PRIORITY)
     assert (queued.build_id, fault) == (build_id(2), "")
 
@@ -473,10 +473,10 @@ def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     found = control.drain_flag(ground.broker, "builder1.example.org")
     assert found
     assert found.why == "new disk"
-    again = told("drain", "builder1.example.org")
+    again = run_json("drain", "builder1.example.org")
     assert (again["changed"], again["drained"]) == (False, True)
     assert "new disk" in run("builders").stdout
-    shown = told("builders")[0]
+    shown = run_json("builders")[0]
     assert (shown["state"], shown["drain"]["reason"]) == ("drained", "new disk"), "before its next heartbeat says so"
     assert "takes jobs again; it was drained by" in run("resume", "builder1").stdout
     assert control.drain_flag(ground.broker, "builder1.example.org") is None
@@ -504,7 +504,7 @@ def test_a_builder_nobody_heard_of_is_not_drained_unless_that_is_meant(ground: G
     assert run("drain", "../x").returncode == 4
     assert run("drain", "builder9.example.org", "--force").returncode == 0
     assert control.drain_flag(ground.broker, "builder9.example.org")
-    tubes = {each["name"]: each for each in told("queues", "--all")["tubes"]}
+    tubes = {each["name"]: each for each in run_json("queues", "--all")["tubes"]}
     assert tubes[drain_tube("builder9.example.org")]["unwatched"] is False
     assert "worker." not in run("queues").stdout, "a mark is no work"
 
@@ -512,7 +512,7 @@ def test_a_builder_nobody_heard_of_is_not_drained_unless_that_is_meant(ground: G
 def test_what_a_drained_builder_finishes_is_said(ground: Ground) -> None:
     hand = CurrentBuild(build_id=build_id(1), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
     ground.presence(state="building", build=hand)
-    assert told("drain", "builder1")["building"] == [SRPM]
+    assert run_json("drain", "builder1")["building"] == [SRPM]
 
 
 # --- looking
@@ -523,7 +523,7 @@ def test_what_a_build_waits_for_is_explained(ground: Ground) -> None:
         ground.submit(number)
     ground.presence(state="unfit", why="disk under /srv: 17 MiB free, 4096 are needed")
     ground.broker.watch(["x86_64"])
-    (leg,) = told("explain", build_id(3)[:8])["arches"]
+    (leg,) = run_json("explain", build_id(3)[:8])["arches"]
     assert (leg["ahead"], leg["job_state"], leg["state"], leg["starts_in"]) == (2, "ready", "queued", None)
     assert leg["workers"][0]["reason"].startswith("disk under /srv")
     said = run("explain", build_id(3)[:8]).stdout
@@ -545,7 +545,7 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     assert f"attempt 1     {first} on builder1.example.org" in said
     assert "the disk was full" in said
     assert f"attempt 2     {second} on builder2.example.org" in said
-    (leg,) = told("show", SHORT)["arches"]
+    (leg,) = run_json("show", SHORT)["arches"]
     assert (leg["exit_code_meaning"], leg["files"]) == ("the build timed out", None)
     assert leg["no_files_reason"].startswith("bstore: index/"), "nobody can open the URL that programs use"
 
@@ -691,11 +691,11 @@ def test_figures_are_told_as_a_table_and_as_json(recorded: None) -> None:
     rows = [line.split("\t") for line in run("stats", "--since", "2025-01-01").stdout.splitlines()]
     assert ["result", "published", "1"] in rows
     assert ["reason", "%build failed", "1"] in rows
-    figures = told("stats", "--since", "2025-01-01")
+    figures = run_json("stats", "--since", "2025-01-01")
     assert figures["results"] == {"published": 1, "failed": 1, "queued": 1}
     assert set(figures["arches"]) == {"x86_64", "i386"}
     assert set(figures["packages"]) == {"time"}
-    assert told("stats", "--since", "1h")["results"] == {}
+    assert run_json("stats", "--since", "1h")["results"] == {}
 
 
 def test_what_prometheus_is_told_is_what_it_reads(ground: Ground, tmp_path: Path) -> None:
@@ -761,20 +761,20 @@ def test_every_command_prints_what_its_schema_says(ground: Ground) -> None:
     ground.announce(1, "Failed", exit_code=1, reason="%build failed", finished=time.time())
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     claim.delete()
-    assert {build["state"] for build in told("builds")} == {"queued", "failed"}
-    assert told("show", SHORT)["arches"][0]["exit_code_meaning"] == describe_code(1)
-    (explained,) = told("explain", build_id(2)[:8])["arches"]
+    assert {build["state"] for build in run_json("builds")} == {"queued", "failed"}
+    assert run_json("show", SHORT)["arches"][0]["exit_code_meaning"] == describe_code(1)
+    (explained,) = run_json("explain", build_id(2)[:8])["arches"]
     assert explained["message"].splitlines()[0].startswith("It waits in tube x86_64")
     assert explained["workers"][0]["free_bytes"] == 4096 * 1024**2
-    assert told("watch", SHORT)["state"] == "failed"
-    assert told("builders")[0]["builder"] == "builder1.example.org"
-    assert told("stats")["results"] == {"failed": 1, "queued": 2}
-    assert told("queues")["pending"] == []
-    assert (told("drain", "builder1")["drained"], told("resume", "builder1")["drained"]) == (True, False)
-    assert told("raise", build_id(3)[:8])[0]["done"]
-    assert told("retry", SHORT)[0]["parent"] == build_id(1)
-    assert told("cancel", build_id(2)[:8])[0]["outcome"] == "cancelled"
-    assert told("repogen", "c7.1708.u.x86_64")["watchers"] == 0
+    assert run_json("watch", SHORT)["state"] == "failed"
+    assert run_json("builders")[0]["builder"] == "builder1.example.org"
+    assert run_json("stats")["results"] == {"failed": 1, "queued": 2}
+    assert run_json("queues")["pending"] == []
+    assert (run_json("drain", "builder1")["drained"], run_json("resume", "builder1")["drained"]) == (True, False)
+    assert run_json("raise", build_id(3)[:8])[0]["done"]
+    assert run_json("retry", SHORT)[0]["parent"] == build_id(1)
+    assert run_json("cancel", build_id(2)[:8])[0]["outcome"] == "cancelled"
+    assert run_json("repogen", "c7.1708.u.x86_64")["watchers"] == 0
 
 
 def test_times_in_json_are_rfc_3339_and_what_is_unknown_is_null(ground: Ground) -> None:
@@ -785,6 +785,6 @@ def test_times_in_json_are_rfc_3339_and_what_is_unknown_is_null(ground: Ground) 
         new.send_signal(signal.SIGINT)
     assert (line["srpm"], line["state"], line["over"]) == (None, None, False)
     assert line["at"].endswith("Z")
-    (build,) = told("builds")
+    (build,) = run_json("builds")
     assert build["queued_at"].endswith("Z")
     assert [build[name] for name in ("started", "due", "published", "builder", "skew", "parent")] == [None] * 6

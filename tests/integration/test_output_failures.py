@@ -33,7 +33,9 @@ def ini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reader_that_has_ended_is_no_failure(words: tuple[str, ...]) -> None:
     ours, its = os.pipe()
     os.close(ours)
-    done = subprocess.run([PROGRAM, *words, *_all(words)], stdout=its, stderr=subprocess.PIPE, check=False, timeout=60)
+    done = subprocess.run(
+        [PROGRAM, *words, *_period_options(words)], stdout=its, stderr=subprocess.PIPE, check=False, timeout=60
+    )
     os.close(its)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -42,7 +44,7 @@ def test_a_reader_that_has_ended_is_no_failure(words: tuple[str, ...]) -> None:
 def test_a_full_disk_is_one_line(words: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [PROGRAM, *words, *_all(words)], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+            [PROGRAM, *words, *_period_options(words)], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
         )
     fault = b"reimzul: the output cannot be written: no space left on device\n"
     assert (done.returncode, done.stderr) == (1, fault)
@@ -53,12 +55,15 @@ def test_a_full_disk_is_one_line(words: tuple[str, ...]) -> None:
 def test_a_stream_that_is_closed_drops_what_is_written_to_it(words: tuple[str, ...], closed: str) -> None:
     script = f'exec "$@" {closed}'
     done = subprocess.run(
-        ["sh", "-c", script, "sh", PROGRAM, *words, *_all(words)], capture_output=True, check=False, timeout=60
+        ["sh", "-c", script, "sh", PROGRAM, *words, *_period_options(words)],
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert bool(done.stdout) == (closed in ("<&-", "2>&-"))
 
 
-def _all(words: tuple[str, ...]) -> tuple[str, ...]:
+def _period_options(words: tuple[str, ...]) -> tuple[str, ...]:
     """The builds of the test are old."""
     return ("--since", "2025-01-01") if words[0] in ("causes", "stats") else ()

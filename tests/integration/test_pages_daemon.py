@@ -366,13 +366,13 @@ def _kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
     left = [step]
 
     def count(function: Callable[..., Any]) -> Callable[..., Any]:
-        def killed(*given: Any, **more: Any) -> Any:
+        def call_or_die(*given: Any, **more: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
                 raise _Killed
             return function(*given, **more)
 
-        return killed
+        return call_or_die
 
     patch.setattr(os, "replace", count(os.replace))
     patch.setattr(PageIndex, "_execute", count(PageIndex._execute))

@@ -63,7 +63,7 @@ def place(store: StorePaths, rpms: Rpms) -> Place:
     return laid
 
 
-def listed(store: StorePaths) -> list[str]:
+def list_days(store: StorePaths) -> list[str]:
     """The days whose builds are listed."""
     return sorted(path.split("/")[1][6:8] for path in read_listing(store.target(TARGET) / "repodata"))
 
@@ -87,14 +87,14 @@ def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
     ids = [place(day) for day in range(1, 6)]
     place(2, Status.FAILED)
     index(runner)
-    assert listed(store) == ["01", "02", "03", "04", "05"]
+    assert list_days(store) == ["01", "02", "03", "04", "05"]
     done = reimzul("prune", "--keep", "2", "--yes", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     (target,) = json.loads(done.stdout)
     assert target["target"] == TARGET
     assert target["held"] == []
     assert [each["build_id"] for each in target["dropped"] if each["status"] == "Success"] == ids[:3]
-    assert listed(store) == lie(store) == ["04", "05"]
+    assert list_days(store) == lie(store) == ["04", "05"]
     assert sorted(path.name for path in store.index.iterdir()) == sorted(leg_key(each, "x86_64") for each in ids[3:])
     assert reimzul("prune", "--keep", "2", "--yes").stderr == "0 builds dropped, 0 bytes\n"
 
@@ -117,12 +117,12 @@ def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Plac
     (store.tosign / TARGET / f"hello-1-1.x86_64.{waits}").mkdir(parents=True)
     index(runner)
     done = reimzul("prune", "--keep", "1", "--yes")
-    assert lie(store) == listed(store) == ["02", "03", "04"]
+    assert lie(store) == list_days(store) == ["02", "03", "04"]
     told = {line.split("\t")[0]: line.split("\t")[6] for line in done.stdout.splitlines()}
     assert told[waits[:8]] == "stays: it waits to be collected and signed"
     assert told[unstaged[:8]] == "stays: it was not laid out for the signer yet"
     reimzul("prune", "--keep", "1", "--unsigned", "--yes")
-    assert lie(store) == listed(store) == ["02", "04"]
+    assert lie(store) == list_days(store) == ["02", "04"]
 
 
 def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
@@ -143,11 +143,11 @@ def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
     runs: list[str] = []
     make = CreaterepoRunner.run
 
-    def counted(self: CreaterepoRunner, target: str, *words: Any, **more: Any) -> bool:
+    def count_run(self: CreaterepoRunner, target: str, *words: Any, **more: Any) -> bool:
         runs.append(target)
         return make(self, target, *words, **more)
 
-    monkeypatch.setattr(CreaterepoRunner, "run", counted)
+    monkeypatch.setattr(CreaterepoRunner, "run", count_run)
     for day in range(1, 5):
         place(day)
     place(1, Status.FAILED)
@@ -175,7 +175,7 @@ def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Pla
     broken = CreaterepoRunner(store=store, settings=RepogenSettings(createrepo_c="/bin/false"))
     with pytest.raises(RetryLater):
         _prune(store, broken, keep=1)
-    assert lie(store) == listed(store) == ["01", "02"]
+    assert lie(store) == list_days(store) == ["01", "02"]
 
 
 def test_a_repodata_that_lacks_more_than_it_should_stops_it(
@@ -202,18 +202,18 @@ def test_killed_before_the_removal_the_next_one_drops_them(
         place(day)
     index(runner)
 
-    def killed(*_: object) -> None:
+    def raise_died(*_: object) -> None:
         raise uploads.Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup, "drop_build", killed)
+        patch.setattr(cleanup, "drop_build", raise_died)
         with pytest.raises(uploads.Died):
             _prune(store, runner, keep=1)
-    assert listed(store) == ["02"]
+    assert list_days(store) == ["02"]
     index(runner)
-    assert listed(store) == ["01", "02"], "what lies there is listed"
+    assert list_days(store) == ["01", "02"], "what lies there is listed"
     _prune(store, runner, keep=1)
-    assert lie(store) == listed(store) == ["02"]
+    assert lie(store) == list_days(store) == ["02"]
 
 
 def test_killed_in_the_removal_no_half_of_a_leg_is_left(
@@ -233,7 +233,7 @@ def test_killed_in_the_removal_no_half_of_a_leg_is_left(
         patch.setattr(fs, "remove", dies)
         with pytest.raises(uploads.Died):
             _prune(store, runner, keep=1)
-    assert lie(store) == listed(store) == ["02"]
+    assert lie(store) == list_days(store) == ["02"]
     assert len(list((store.state / "dropped").iterdir())) == 1, "it is out of the way"
 
 

@@ -19,7 +19,7 @@ from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, WorkerH
 from reimzul.history.workers import WorkerRecord, WorkerStore
 from reimzul.notifier import quarantine as module
 from reimzul.notifier.quarantine import Quarantine, QuarantineRules
-from tests.builder import Ears, Host, settled
+from tests.builder import Ears, Host, is_settled
 from tests.events import event
 from tests.waiting import until
 
@@ -369,7 +369,7 @@ def test_a_builder_in_quarantine_builds_its_canary_and_nothing_else(host: Host, 
     control.clear_flag(broker, drain_tube(BAD))
     events = ears.wait(2, "Success")
     assert events[1]["build_id"] == "1" * 32
-    until(lambda: settled(broker), 10, "the job is deleted")
+    until(lambda: is_settled(broker), 10, "the job is deleted")
 
 
 def test_a_round_is_not_made_all_the_time(farm: Farm, broker: Broker) -> None:

@@ -36,7 +36,7 @@ from reimzul.repogen.daemon import Repogen
 from reimzul.store import createrepo
 from reimzul.store import listing as listing_module
 from tests import uploads
-from tests.repogen import NAME, Rpms, as_rpms, ask, listed, taken, work
+from tests.repogen import NAME, Rpms, as_rpms, ask, list_packages, take_messages, work
 from tests.srpms import compiled, lacking_source, make_rpm, make_rpms, noarch, with_subpackage
 from tests.uploads import TARGET, tree
 from tests.waiting import until
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("no_rest")
 
 
 def statuses(broker: Broker) -> list[tuple[str, str]]:
-    return [(event.arch, event.status) for event in taken(broker, NOTIFY)]
+    return [(event.arch, event.status) for event in take_messages(broker, NOTIFY)]
 
 
 def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
@@ -54,14 +54,14 @@ def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
     asked = uploads.upload(store, rpms)
     ask(broker, asked)
     work(daemon)
-    assert listed(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
-    (event,) = taken(broker, NOTIFY)
+    assert list_packages(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
+    (event,) = take_messages(broker, NOTIFY)
     assert isinstance(event, BuildEvent)
     assert event.status == Status.PUBLISHED
     assert event.attempt == asked.attempt
     assert event.url == f"http://localhost:11081/bstore/{asked.place}/"
     assert event.rpms == (NAME,)
-    (sign,) = taken(broker, TOSIGN)
+    (sign,) = take_messages(broker, TOSIGN)
     assert isinstance(sign, SignRequest)
     assert sign.place == asked.place
     assert sign.build_id == asked.build_id
@@ -82,9 +82,9 @@ def test_an_event_of_the_originals_worker_only_regenerates_its_target(
     }  # fmt: skip
     broker.put_raw(CREATEREPO.name, json.dumps(event).encode(), priority=PRIORITY)
     work(daemon)
-    assert listed(store) == {f"hello/20180410120000/1.0-1.x86_64/{NAME}"}
+    assert list_packages(store) == {f"hello/20180410120000/1.0-1.x86_64/{NAME}"}
     assert tree(place) == {NAME}
-    assert taken(broker, NOTIFY) == taken(broker, TOSIGN) == []
+    assert take_messages(broker, NOTIFY) == take_messages(broker, TOSIGN) == []
 
 
 def test_a_hundred_legs_are_one_run(
@@ -104,11 +104,11 @@ def test_a_hundred_legs_are_one_run(
     work(daemon)
     assert len(runs) == 1
     assert statuses(broker) == [("x86_64", "Published")] * 100
-    assert len({sign.place for sign in taken(broker, TOSIGN)}) == len(listed(store)) == 100
+    assert len({sign.place for sign in take_messages(broker, TOSIGN)}) == len(list_packages(store)) == 100
     ask(broker, *legs)
     work(daemon)
     assert len(runs) == 1
-    assert len(taken(broker, NOTIFY)) == 100
+    assert len(take_messages(broker, NOTIFY)) == 100
 
 
 def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_waits(
@@ -119,7 +119,7 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
     work(daemon)
     ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030404")))
     work(daemon)  # as the second leg of a build
-    assert len(listed(store)) == 2
+    assert len(list_packages(store)) == 2
     late = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
     ask(broker, late)
     with ThreadPoolExecutor(1) as pool:
@@ -131,12 +131,12 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
             ask(broker, later, other)
             until(lambda: any(other.target in path.name for path in store.cache.iterdir()), 20, "another is free")
             until((store.place(later.place) / NAME).exists, 20, "what comes meanwhile is taken in")
-            assert len(listed(store)) == 2
+            assert len(list_packages(store)) == 2
             assert not done.done()
         finally:
             monkeypatch.setattr(createrepo.RunRecord, "rest", 0.0)
         done.result(20)
-    assert len(listed(store)) == 4
+    assert len(list_packages(store)) == 4
 
 
 def test_a_clock_that_was_put_back_keeps_nothing_waiting(
@@ -148,7 +148,7 @@ def test_a_clock_that_was_put_back_keeps_nothing_waiting(
         createrepo.write_run(store.runs(TARGET), createrepo.RunRecord(start=tomorrow - 1, end=tomorrow, row=second + 1))
         ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp=f"2025010203040{second}")))
         work(daemon)
-    assert len(listed(store)) == 3
+    assert len(list_packages(store)) == 3
 
 
 def test_failed_and_scratch_legs_get_their_place_and_are_not_listed(
@@ -161,9 +161,9 @@ def test_failed_and_scratch_legs_get_their_place_and_are_not_listed(
     work(daemon)
     assert (store.place(failed.place) / "build.log").exists()
     assert (store.place(scratch.place) / NAME).exists()
-    assert listed(store) == set(), "the next build for the target finds repodata"
-    assert taken(broker, NOTIFY) == []
-    assert taken(broker, TOSIGN) == []
+    assert list_packages(store) == set(), "the next build for the target finds repodata"
+    assert take_messages(broker, NOTIFY) == []
+    assert take_messages(broker, TOSIGN) == []
     assert broker.tube_stats("createrepo").ready == 0
 
 
@@ -172,13 +172,13 @@ def test_a_bare_request_regenerates_and_makes_a_target_that_never_was(
 ) -> None:
     ask(broker, RepogenRequest(target="c9.00.x86_64"))
     work(daemon)
-    assert listed(store, "c9.00.x86_64") == set()
+    assert list_packages(store, "c9.00.x86_64") == set()
     place = store.target("c9.00.x86_64") / "by-hand"
     place.mkdir()
     (place / NAME).write_bytes(rpms[NAME][0])
     broker.put_raw("createrepo", b'{"target": "c9.00.x86_64"}', priority=PRIORITY)
     work(daemon)
-    assert listed(store, "c9.00.x86_64") == {f"by-hand/{NAME}"}
+    assert list_packages(store, "c9.00.x86_64") == {f"by-hand/{NAME}"}
 
 
 def test_a_bad_upload_is_put_aside_and_built_again_twice_at_most(
@@ -191,14 +191,14 @@ def test_a_bad_upload_is_put_aside_and_built_again_twice_at_most(
         (uploads.spool_of(store, bad) / NAME).write_bytes(rpms[NAME][0][:-1] + b"?")
         ask(broker, bad, good)
         work(daemon)
-        told = [event for event in taken(broker, NOTIFY) if event.build_id == of.build_id]
+        told = [event for event in take_messages(broker, NOTIFY) if event.build_id == of.build_id]
         assert [event.status for event in told] == [status]
         assert f"{NAME} has the sha256" in told[0].reason
         assert (store.rejected / uploads.spool_of(store, bad).name / NAME).exists()
-        again = taken(broker, arch_tube("x86_64"))
+        again = take_messages(broker, arch_tube("x86_64"))
         assert len(again) == (status == Status.QUEUED)
         of = again[0] if again else of
-    assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
+    assert list_packages(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
     assert not store.place(bad.place).exists()
 
 
@@ -223,8 +223,8 @@ def test_what_rpmbuild_makes_of_a_spec_is_published(
     rpms = {path.name: (path.read_bytes(), read_header(path).nevra) for path in legs}
     ask(broker, uploads.upload(store, rpms, of=uploads.request(arch="x86_64"), evr="1.0-1"))
     work(daemon)
-    assert [(event.status, event.reason) for event in taken(broker, NOTIFY)] == [("Published", "")]
-    assert {path.rpartition("/")[2] for path in listed(store)} == set(rpms)
+    assert [(event.status, event.reason) for event in take_messages(broker, NOTIFY)] == [("Published", "")]
+    assert {path.rpartition("/")[2] for path in list_packages(store)} == set(rpms)
 
 
 def test_a_package_of_another_source_is_rejected_and_built_again(
@@ -233,7 +233,7 @@ def test_a_package_of_another_source_is_rejected_and_built_again(
     glibc = as_rpms(make_rpm(tmp_path, "glibc", noarch("glibc")))
     ask(broker, uploads.upload(store, {**rpms, **glibc}))
     work(daemon)
-    (event,) = taken(broker, NOTIFY)
+    (event,) = take_messages(broker, NOTIFY)
     assert event.status == Status.QUEUED
     assert event.reason.startswith("upload: ")
     assert "was built from 'glibc-1.0-1.src.rpm' (SOURCERPM), not from" in event.reason
@@ -252,7 +252,7 @@ def test_packages_are_held_against_the_farms_own_table_of_arches(
         of = attr.evolve(of, build_id=new_build_id())
         ask(broker, uploads.upload(store, rpms, of=of, arch="z80"))
         work(daemon)
-        assert [event.status for event in taken(broker, NOTIFY)] == [status]
+        assert [event.status for event in take_messages(broker, NOTIFY)] == [status]
 
 
 def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms) -> None:
@@ -264,7 +264,7 @@ def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen,
     ):
         ask(broker, uploads.upload(store, {NAME: (content, nevra)}))
         work(daemon)
-        (event,) = taken(broker, NOTIFY)
+        (event,) = take_messages(broker, NOTIFY)
         assert event.status == Status.QUEUED
         assert event.reason.startswith(f"upload: {NAME}")
 
@@ -278,7 +278,7 @@ def test_an_unreadable_manifest_is_refused_unless_the_message_says_what_to_build
         (uploads.spool_of(store, asked) / "build.json").write_text("{")
         ask(broker, asked)
         work(daemon)
-        (event,) = taken(broker, NOTIFY)
+        (event,) = take_messages(broker, NOTIFY)
         assert isinstance(event, Refusal if request is None else BuildEvent)
         assert "build.json: " in event.reason
         stats = broker.tube_stats(tube)
@@ -299,7 +299,7 @@ def test_an_upload_that_is_not_there_is_waited_for_then_refused(
     broker._used = "createrepo"
     broker.client.kick(1)
     work(daemon)
-    (event,) = taken(broker, NOTIFY)
+    (event,) = take_messages(broker, NOTIFY)
     assert isinstance(event, Refusal)
     assert "does not exist" in event.reason
     assert broker.tube_stats("createrepo").buried == 1
@@ -321,7 +321,7 @@ def test_hostile_messages_are_buried_and_the_others_go_on(
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
     assert broker.tube_stats("createrepo").buried == len(bodies)
-    assert sorted(event.status for event in taken(broker, NOTIFY)) == ["Published"] + ["Refused"] * len(bodies)
+    assert sorted(event.status for event in take_messages(broker, NOTIFY)) == ["Published"] + ["Refused"] * len(bodies)
 
 
 def test_a_target_in_anothers_hands_is_waited_for_while_others_go_on(
@@ -366,9 +366,9 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
 ) -> None:
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
-    before = listed(store)
+    before = list_packages(store)
     assert before
-    taken(broker, NOTIFY)
+    take_messages(broker, NOTIFY)
     program = script(tmp_path / "createrepo_c", 'exec createrepo_c "$@" --excludes "*"')
     daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=program)))
     late = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
@@ -376,8 +376,8 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
         number = broker.put(CREATEREPO, asked, priority=PRIORITY)
         work(daemon)
         assert broker.job_stats(number).state == "delayed", "it is tried again, and the leg has no fault of it"
-    assert listed(store) == before, "what is published stays so"
-    assert taken(broker, NOTIFY) == []
+    assert list_packages(store) == before, "what is published stays so"
+    assert take_messages(broker, NOTIFY) == []
 
 
 def script(path: Path, *lines: str) -> str:
@@ -433,13 +433,13 @@ def test_a_disk_that_does_not_take_a_leg_is_waited_for(
     number = broker.put(CREATEREPO, asked, priority=PRIORITY)
     ask(broker, other)
     work(daemon)
-    assert [event.build_id for event in taken(broker, NOTIFY)] == [other.build_id]
+    assert [event.build_id for event in take_messages(broker, NOTIFY)] == [other.build_id]
     stats = broker.job_stats(number)
     assert (stats.state, stats.releases) == ("delayed", 1)
     in_the_way.unlink()
     broker.kick(number)
     work(daemon)
-    assert [event.build_id for event in taken(broker, NOTIFY)] == [asked.build_id]
+    assert [event.build_id for event in take_messages(broker, NOTIFY)] == [asked.build_id]
 
 
 def test_a_lock_that_the_disk_does_not_take_is_waited_for(
@@ -454,7 +454,7 @@ def test_a_lock_that_the_disk_does_not_take_is_waited_for(
     store.lock(TARGET).rmdir()
     broker.kick(number)
     work(daemon)
-    assert [event.build_id for event in taken(broker, NOTIFY)] == [asked.build_id]
+    assert [event.build_id for event in take_messages(broker, NOTIFY)] == [asked.build_id]
 
 
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
@@ -471,8 +471,8 @@ def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     ask(broker, bad, good)
     work(daemon)
     assert sorted(statuses(broker)) == [("x86_64", "Published"), ("x86_64", "Rejected")]
-    assert [sign.build_id for sign in taken(broker, TOSIGN)] == [good.build_id]
-    assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
+    assert [sign.build_id for sign in take_messages(broker, TOSIGN)] == [good.build_id]
+    assert list_packages(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
     assert (store.rejected / uploads.spool_of(store, bad).name / NAME).exists()
 
 
@@ -493,7 +493,7 @@ def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_ag
     asked = uploads.upload(store, forbidden)
     ask(broker, asked)
     work(daemon)
-    (event,) = taken(broker, NOTIFY)
+    (event,) = take_messages(broker, NOTIFY)
     assert event.status == Status.REJECTED
     assert is_fault(event) is None
     assert NAME in event.reason
@@ -502,7 +502,7 @@ def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_ag
     attempt = uploads.spool_of(store, asked).name
     assert event.url.endswith(f"/attempts/{attempt}/")
     assert {path.name for path in (store.attempts / attempt).iterdir()} == {*uploads.LOGS, "build.json"}
-    assert taken(broker, arch_tube("x86_64")) == []
+    assert take_messages(broker, arch_tube("x86_64")) == []
     assert not store.target(TARGET).exists()
 
 
@@ -516,7 +516,7 @@ def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_oth
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"), pkgname="leaf")
     ask(broker, bad, good)
     work(daemon)
-    events = {event.status: event for event in taken(broker, NOTIFY)}
+    events = {event.status: event for event in take_messages(broker, NOTIFY)}
     assert set(events) == {"Published", "Rejected"}
     assert broker.tube_stats("createrepo").delayed == 0
     reason = events["Rejected"].reason
@@ -524,7 +524,7 @@ def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_oth
         f"createrepo_c refuses {NAME}: Cannot dump XML for hello: "
         "Forbidden control chars found (ASCII values <32 except 9, 10 and 13)."
     )
-    assert listed(store) == {f"leaf/20250102030405/1-1.x86_64/{leaf.name}"}
+    assert list_packages(store) == {f"leaf/20250102030405/1-1.x86_64/{leaf.name}"}
 
 
 def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_published(
@@ -546,12 +546,12 @@ def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_publis
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
     ask(broker, bad, good)
     work(daemon)
-    events = {event.status: event for event in taken(broker, NOTIFY)}
+    events = {event.status: event for event in take_messages(broker, NOTIFY)}
     assert set(events) == {"Published", "Rejected"}
     assert broker.tube_stats("createrepo").delayed == 0
     assert events["Rejected"].build_id == bad.build_id
     assert "ended by signal 11" in events["Rejected"].reason
-    assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
+    assert list_packages(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
 
 
 @pytest.mark.parametrize("spoilt", ["cache", "repodata"])
@@ -561,7 +561,7 @@ def test_a_wrong_checksum_is_reckoned_anew(
     asked = uploads.upload(store, rpms)
     ask(broker, asked)
     work(daemon)
-    taken(broker, NOTIFY)
+    take_messages(broker, NOTIFY)
     if spoilt == "cache":
         shutil.rmtree(store.target(TARGET) / "repodata")
         shutil.rmtree(store.output(TARGET))
@@ -594,7 +594,7 @@ def test_what_nobody_asks_for_is_taken_up_at_start(
     daemon.do_idle_work(broker)
     daemon.do_idle_work(broker)
     work(daemon)
-    assert [event.status for event in taken(broker, NOTIFY)] == ["Refused", "Published"]
+    assert [event.status for event in take_messages(broker, NOTIFY)] == ["Refused", "Published"]
     assert not strange.exists()
     assert (store.rejected / ("x" * 150) / NAME).exists()
 
@@ -663,7 +663,7 @@ def test_dying_at_any_step_loses_nothing_and_doubles_nothing(
     for step in steps.deaths(run_to_the_end):
         at, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN, CREATEREPO, arch_tube("x86_64")):
-            taken(broker, tube)
+            take_messages(broker, tube)
         steps.die_at = at
         play = scene()
         with pytest.raises(uploads.Died):
@@ -680,16 +680,16 @@ def check_scene(broker: Broker, play: Scene, good: bool, step: int) -> None:
     assert tree(store.spool) == set()
     name = uploads.spool_of(store, asked).name  # of what was put aside, the logs can be read
     assert tree(store.attempts) == (set() if good else {f"{name}/{log}" for log in (*uploads.LOGS, "build.json")})
-    events = {(event.build_id, event.status) for event in taken(broker, NOTIFY)}
+    events = {(event.build_id, event.status) for event in take_messages(broker, NOTIFY)}
     assert events == {(asked.build_id, Status.PUBLISHED if good else Status.QUEUED)}
-    signs, again = taken(broker, TOSIGN), taken(broker, arch_tube("x86_64"))
+    signs, again = take_messages(broker, TOSIGN), take_messages(broker, arch_tube("x86_64"))
     assert {sign.place for sign in signs} == ({asked.place} if good else set())
     assert {(one.build_id, len(one.tries)) for one in again} == (set() if good else {(asked.build_id, 1)})
     kept = store.rejected / uploads.spool_of(store, asked).name
     assert kept.exists() == (not good)
     assert store.place(asked.place).exists() == good
     if good:
-        assert listed(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
+        assert list_packages(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
         assert (store.index / leg_key(asked.build_id, "x86_64") / NAME).exists()
 
 
@@ -739,13 +739,13 @@ def is_settled(broker: Broker) -> bool:
 
 def check_all_published(broker: Broker, store: StorePaths, legs: list[RepogenRequest]) -> None:
     """Every leg is listed, announced and given to the signer; nothing lies about."""
-    events = taken(broker, NOTIFY)
+    events = take_messages(broker, NOTIFY)
     assert {event.status for event in events} == {"Published"}
     assert {event.build_id for event in events} == {leg.build_id for leg in legs}
-    assert {sign.place for sign in taken(broker, TOSIGN)} == {leg.place for leg in legs}
+    assert {sign.place for sign in take_messages(broker, TOSIGN)} == {leg.place for leg in legs}
     for target in {leg.target for leg in legs}:
         places = {leg.place for leg in legs if leg.target == target}
-        assert {f"repo/{target}/{path}".rpartition("/")[0] for path in listed(store, target)} == places
+        assert {f"repo/{target}/{path}".rpartition("/")[0] for path in list_packages(store, target)} == places
         assert not [path for path in store.target(target).iterdir() if path.name.startswith((".repodata", "repodata."))]
     assert tree(store.spool) == tree(store.attempts) == tree(store.rejected) == set()
     assert broker.tube_stats("createrepo").buried == 0

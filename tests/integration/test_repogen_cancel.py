@@ -19,7 +19,7 @@ from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.repogen import NAME, Rpms, ask, make_settings, taken, work
+from tests.repogen import NAME, Rpms, ask, make_settings, take_messages, work
 from tests.uploads import tree
 
 
@@ -51,13 +51,13 @@ def test_what_is_cancelled_before_its_place_gets_none(
     other = uploads.upload(store, rpms, of=uploads.request(timestamp="20240102030406"))
     cancel(broker, asked)
     work_on(daemon, broker, asked, other)
-    events = {event.build_id: event for event in taken(broker, NOTIFY)}
+    events = {event.build_id: event for event in take_messages(broker, NOTIFY)}
     assert {event.status for event in events.values()} == {"Cancelled", "Published"}
     told = events[asked.build_id]
     assert (told.status, told.reason) == ("Cancelled", "cancelled by johnny: wrong disttag")
     assert (told.attempt, told.builder_fqdn) == (asked.attempt, "builder1.example.org")
     assert told.url == f"http://localhost:11081/bstore/attempts/{name_of(asked)}/"
-    assert [sign.build_id for sign in taken(broker, TOSIGN)] == [other.build_id]
+    assert [sign.build_id for sign in take_messages(broker, TOSIGN)] == [other.build_id]
     assert not (store.root / asked.place).exists()
     assert not list(store.spool.iterdir())
     assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
@@ -71,10 +71,10 @@ def test_a_second_job_of_an_archived_upload_ends_when_the_flag_is_gone(
     asked = uploads.upload(store, rpms)
     cancel(broker, asked)
     work_on(daemon, broker, asked)
-    assert [event.status for event in taken(broker, NOTIFY)] == ["Cancelled"]
+    assert [event.status for event in take_messages(broker, NOTIFY)] == ["Cancelled"]
     control.clear_flag(broker, cancel_tube(asked.build_id))
     work_on(daemon, broker, asked)
-    assert taken(broker, NOTIFY) == []
+    assert take_messages(broker, NOTIFY) == []
     stats = broker.tube_stats("createrepo")
     assert (stats.delayed, stats.buried) == (0, 0)
     assert not (store.root / asked.place).exists()
@@ -87,7 +87,7 @@ def test_what_has_its_place_is_published_though_it_is_cancelled(
     work_on(daemon, broker, asked)
     cancel(broker, asked)
     work_on(daemon, broker, asked)
-    assert [event.status for event in taken(broker, NOTIFY)] == ["Published", "Published"]
+    assert [event.status for event in take_messages(broker, NOTIFY)] == ["Published", "Published"]
     assert (store.root / asked.place / NAME).exists()
 
 
@@ -95,7 +95,7 @@ def test_what_failed_by_itself_keeps_its_place_and_its_logs(broker: Broker, daem
     asked = uploads.upload(store, {}, status=Status.FAILED)
     cancel(broker, asked)
     work_on(daemon, broker, asked)
-    assert taken(broker, NOTIFY) == []
+    assert take_messages(broker, NOTIFY) == []
     assert (store.root / asked.place / "build.log").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_bad_upload_of_a_cancelled_build_is_not_built_again(
     cancel(broker, asked)
     for _ in range(2):  # as it comes again after a crash
         work_on(daemon, broker, asked)
-        assert [event.status for event in taken(broker, NOTIFY)] == ["Cancelled"]
+        assert [event.status for event in take_messages(broker, NOTIFY)] == ["Cancelled"]
     assert broker.tube_stats("x86_64").ready == 0
 
 
@@ -117,7 +117,7 @@ def test_a_bad_upload_says_as_which_job_it_is_built_again(
     asked = uploads.upload(store, rpms)
     (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
     work_on(daemon, broker, asked)
-    (event,) = taken(broker, NOTIFY)
+    (event,) = take_messages(broker, NOTIFY)
     assert (event.status, event.tube, event.priority) == ("Queued", "x86_64", PRIORITY)
     assert broker.job_stats(event.job).tube == "x86_64"
 
@@ -131,8 +131,8 @@ def test_logs_of_an_attempt_that_decides_nothing_are_kept_and_no_more(
     (uploads.spool_of(store, asked) / ".build.log.Xy12").write_bytes(b"cut")
     (store.live / name_of(asked)).mkdir()
     work_on(daemon, broker, asked, asked)
-    assert taken(broker, NOTIFY) == []
-    assert taken(broker, TOSIGN) == []
+    assert take_messages(broker, NOTIFY) == []
+    assert take_messages(broker, TOSIGN) == []
     assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
     assert read_manifest(store.attempts / name_of(asked)).status == status
     assert not list(store.spool.iterdir())
@@ -147,7 +147,7 @@ def test_such_logs_are_found_where_nobody_asked_for_them(
     asked = uploads.upload(store, {}, status=Status.UNFIT)
     monkeypatch.setattr("reimzul.repogen.verify.UNREQUESTED_SECONDS", -10)
     daemon.do_idle_work(broker)
-    (found,) = taken(broker, CREATEREPO)
+    (found,) = take_messages(broker, CREATEREPO)
     assert (found.logs, found.index, found.attempt) == (True, False, asked.attempt)
 
 
@@ -193,15 +193,15 @@ def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
     for _ in steps.deaths(lambda: work(scene()[0])):
         at, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN, CREATEREPO, arch_tube("x86_64")):
-            taken(broker, tube)
+            take_messages(broker, tube)
         steps.die_at = at
         daemon, asked = scene()
         with pytest.raises(uploads.Died):
             work_on(daemon, broker)
         steps.live()
         work_on(daemon, broker)
-        assert {event.status for event in taken(broker, NOTIFY)} == {"Cancelled"}
-        assert taken(broker, TOSIGN) == []
+        assert {event.status for event in take_messages(broker, NOTIFY)} == {"Cancelled"}
+        assert take_messages(broker, TOSIGN) == []
         assert not tree(daemon.context.store.repo)
         assert tree(daemon.context.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
         assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0

@@ -40,7 +40,7 @@ from reimzul.store.repodata import read_records
 from reimzul.submit.submission import request_repodata
 from tests import uploads, webserver
 from tests.conftest import Beanstalkd
-from tests.repogen import Rpms, ask, index, make_settings, taken, work
+from tests.repogen import Rpms, ask, index, make_settings, take_messages, work
 from tests.schemas import check_line
 from tests.uploads import TARGET
 from tests.waiting import until
@@ -304,7 +304,7 @@ def make_hooked_daemon(settings: Settings, hook: tuple[str, ...], seconds: int =
 
 
 def take_published_targets(broker: Broker) -> list[str]:
-    return [event.target for event in taken(broker, NOTIFY)]
+    return [event.target for event in take_messages(broker, NOTIFY)]
 
 
 def is_signed(store: StorePaths, target: str = TARGET) -> bool:

@@ -18,7 +18,7 @@ from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.repogen import Rpms, as_rpms, ask, make_settings, taken, work
+from tests.repogen import Rpms, as_rpms, ask, make_settings, take_messages, work
 from tests.srpms import make_rpm, noarch
 
 pytestmark = pytest.mark.usefixtures("no_rest")
@@ -46,7 +46,7 @@ def test_what_is_published_and_what_is_rejected_is_signed(
     of = uploads.request(timestamp="20250102030405", srpm_sha256="5a" * 32, rebuild=False)
     ask(broker, uploads.upload(store, other, of=of))
     work(signing)
-    verified = [keys.verify(event, time.time()) for event in taken(broker, NOTIFY)]
+    verified = [keys.verify(event, time.time()) for event in take_messages(broker, NOTIFY)]
     events = {event.status: event for event in verified if isinstance(event, BuildEvent)}
     assert {status: event.claimed for status, event in events.items()} == {
         Status.PUBLISHED: False,
@@ -67,7 +67,7 @@ def test_a_manifest_that_cannot_be_read_is_signed_later(
     with monkeypatch.context() as patch:
         patch.setattr("reimzul.core.event_signature.sha256_of", fail)
         work(signing)
-    assert taken(broker, NOTIFY) == []
+    assert take_messages(broker, NOTIFY) == []
     stats = broker.tube_stats(CREATEREPO.name)
     assert (stats.delayed, stats.buried) == (1, 0)
 
@@ -75,7 +75,7 @@ def test_a_manifest_that_cannot_be_read_is_signed_later(
 def test_without_a_key_nothing_is_signed(broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms) -> None:
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
-    (event,) = taken(broker, NOTIFY)
+    (event,) = take_messages(broker, NOTIFY)
     assert event.signature == event.manifest_sha256 == ""
 
 

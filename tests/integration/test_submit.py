@@ -154,7 +154,7 @@ class Controller:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real packages, and files that are none."""
     folder = tmp_path_factory.mktemp("made")
     other = srpms.make_srpm(folder / "other", "hello", srpms.compiled("hello", requires="gcc, make"))
@@ -188,12 +188,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def controller(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, made: dict[str, Path]) -> Iterator[Controller]:
+def controller(
+    tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, made_packages: dict[str, Path]
+) -> Iterator[Controller]:
     """A controller with one source rpm uploaded, and a store in which nothing was published."""
     server = webserver.serve(tmp_path)
     here = Controller(tmp_path, broker, beanstalkd.port, f"http://127.0.0.1:{server.server_port}/bstore/repo/")
     here.configure()
-    (here.incoming / made["hello"].name).write_bytes(made["hello"].read_bytes())
+    (here.incoming / made_packages["hello"].name).write_bytes(made_packages["hello"].read_bytes())
     for tube, arches in TUBES.items():
         here.report(tube, *(f"{target}.{arch}" for target in ("c7.1708.u", "c7.1803.u", "c9s") for arch in arches))
     yield here
@@ -346,93 +348,99 @@ def test_a_worker_without_heartbeats_is_spared_it_too(controller: Controller, be
 # --- incoming/
 
 
-def test_the_request_carries_the_files_sha256(controller: Controller, made: dict[str, Path]) -> None:
+def test_the_request_carries_the_files_sha256(controller: Controller, made_packages: dict[str, Path]) -> None:
     controller.build(HELLO)
-    sha256 = hashlib.sha256(made["hello"].read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(made_packages["hello"].read_bytes()).hexdigest()
     assert controller.queued("x86_64")[0].message.srpm_sha256 == sha256
 
 
-def test_a_file_from_elsewhere_is_copied_in(controller: Controller, made: dict[str, Path]) -> None:
-    ended = controller.build(made["only"])
-    there = controller.incoming / made["only"].name
+def test_a_file_from_elsewhere_is_copied_in(controller: Controller, made_packages: dict[str, Path]) -> None:
+    ended = controller.build(made_packages["only"])
+    there = controller.incoming / made_packages["only"].name
     assert ended.code == 0
-    assert there.read_bytes() == made["only"].read_bytes()
+    assert there.read_bytes() == made_packages["only"].read_bytes()
     assert there.stat().st_mode & 0o777 == 0o644, "the http server reads it as another user"
-    assert controller.queued("x86_64")[0].message.srpm == made["only"].name
-    assert controller.files() == sorted([HELLO, made["only"].name])
+    assert controller.queued("x86_64")[0].message.srpm == made_packages["only"].name
+    assert controller.files() == sorted([HELLO, made_packages["only"].name])
 
 
-def test_a_file_of_this_folder_needs_no_slash(controller: Controller, made: dict[str, Path]) -> None:
-    (controller.folder / made["only"].name).write_bytes(made["only"].read_bytes())
-    assert controller.build(made["only"].name).code == 0
-    assert made["only"].name in controller.files()
+def test_a_file_of_this_folder_needs_no_slash(controller: Controller, made_packages: dict[str, Path]) -> None:
+    (controller.folder / made_packages["only"].name).write_bytes(made_packages["only"].read_bytes())
+    assert controller.build(made_packages["only"].name).code == 0
+    assert made_packages["only"].name in controller.files()
 
 
-def test_the_same_file_again_is_fine(controller: Controller, made: dict[str, Path]) -> None:
+def test_the_same_file_again_is_fine(controller: Controller, made_packages: dict[str, Path]) -> None:
     before = (controller.incoming / HELLO).stat()
     for _ in range(2):
-        assert controller.build(made["hello"]).code == 0
+        assert controller.build(made_packages["hello"]).code == 0
     assert controller.files() == [HELLO]
     assert (controller.incoming / HELLO).stat().st_ino == before.st_ino
     assert controller.build(controller.incoming / HELLO).code == 0
 
 
-def test_a_different_file_of_that_name_is_never_replaced(controller: Controller, made: dict[str, Path]) -> None:
-    assert made["other"].name == HELLO
-    ended = controller.build(made["other"])
+def test_a_different_file_of_that_name_is_never_replaced(
+    controller: Controller, made_packages: dict[str, Path]
+) -> None:
+    assert made_packages["other"].name == HELLO
+    ended = controller.build(made_packages["other"])
     assert_refused(controller, ended, f"{HELLO}: a different file of that name is there already")
-    assert (controller.incoming / HELLO).read_bytes() == made["hello"].read_bytes()
+    assert (controller.incoming / HELLO).read_bytes() == made_packages["hello"].read_bytes()
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["by its name", "the same file again"])
 def test_a_file_the_web_server_may_not_read_is_refused(
-    controller: Controller, made: dict[str, Path], copied: bool
+    controller: Controller, made_packages: dict[str, Path], copied: bool
 ) -> None:
     place = controller.incoming / HELLO
     place.chmod(0o600)
-    ended = controller.build(made["hello"] if copied else HELLO)
+    ended = controller.build(made_packages["hello"] if copied else HELLO)
     why = f"no builder can download it: {place} has mode 0600, and other users cannot read it: chmod o+r {place}"
     assert_refused(controller, ended, why)
 
 
-def test_a_link_the_web_server_may_not_follow_is_refused(controller: Controller, made: dict[str, Path]) -> None:
+def test_a_link_the_web_server_may_not_follow_is_refused(
+    controller: Controller, made_packages: dict[str, Path]
+) -> None:
     home = controller.folder / "home"
     home.mkdir(mode=0o700)
-    (home / made["only"].name).write_bytes(made["only"].read_bytes())
-    (controller.incoming / made["only"].name).symlink_to(home / made["only"].name)
-    ended = controller.build(made["only"].name)
+    (home / made_packages["only"].name).write_bytes(made_packages["only"].read_bytes())
+    (controller.incoming / made_packages["only"].name).symlink_to(home / made_packages["only"].name)
+    ended = controller.build(made_packages["only"].name)
     assert ended.code == 4
     assert controller.untouched()
     assert f"{home} has mode 0700, and other users cannot enter it: chmod o+x {home}" in ended.err[-1]
     home.chmod(0o711)
-    assert controller.build(made["only"].name).code == 0
+    assert controller.build(made_packages["only"].name).code == 0
 
 
-def test_an_incoming_that_others_may_not_enter_takes_nothing(controller: Controller, made: dict[str, Path]) -> None:
+def test_an_incoming_that_others_may_not_enter_takes_nothing(
+    controller: Controller, made_packages: dict[str, Path]
+) -> None:
     controller.incoming.chmod(0o750)
-    ended = controller.build(made["only"])
+    ended = controller.build(made_packages["only"])
     assert_refused(controller, ended, f"other users cannot enter it: chmod o+x {controller.incoming}")
 
 
-def test_a_copy_that_fails_half_way_leaves_nothing(controller: Controller, made: dict[str, Path]) -> None:
-    ended = controller.build(made["only"], limit=1000)
+def test_a_copy_that_fails_half_way_leaves_nothing(controller: Controller, made_packages: dict[str, Path]) -> None:
+    ended = controller.build(made_packages["only"], limit=1000)
     assert_refused(controller, ended, "only-1.0-1.src.rpm cannot be copied in: file too large")
 
 
-def test_what_killed_submissions_left_is_swept(controller: Controller, made: dict[str, Path]) -> None:
+def test_what_killed_submissions_left_is_swept(controller: Controller, made_packages: dict[str, Path]) -> None:
     old, new = controller.incoming / ".incoming-old", controller.incoming / ".incoming-new"
     for left in (old, new):
         left.write_bytes(b"half a file")
     os.utime(old, (0, 0))
-    assert controller.build(made["only"]).code == 0
+    assert controller.build(made_packages["only"]).code == 0
     assert not old.exists()
     assert new.exists()
 
 
-def test_an_incoming_that_is_not_there(controller: Controller, made: dict[str, Path]) -> None:
+def test_an_incoming_that_is_not_there(controller: Controller, made_packages: dict[str, Path]) -> None:
     (controller.incoming / HELLO).unlink()
     controller.incoming.rmdir()
-    ended = controller.build(made["hello"])
+    ended = controller.build(made_packages["hello"])
     assert (ended.code, len(ended.err)) == (4, 1)
     assert "no such file or directory" in ended.err[0]
     assert controller.untouched()
@@ -465,15 +473,19 @@ def assert_refused(controller: Controller, ended: Ended, *words: str) -> None:
         ("archless", "its header cannot be used: '../x' is not an arch"),
     ],
 )
-def test_a_file_that_is_no_source_rpm(controller: Controller, made: dict[str, Path], file: str, said: str) -> None:
-    assert_refused(controller, controller.build(made[file]), said)
+def test_a_file_that_is_no_source_rpm(
+    controller: Controller, made_packages: dict[str, Path], file: str, said: str
+) -> None:
+    assert_refused(controller, controller.build(made_packages[file]), said)
 
 
 @pytest.mark.parametrize("file", ["truncated", "renamed", "garbage"])
-def test_one_that_lies_in_incoming_is_no_better(controller: Controller, made: dict[str, Path], file: str) -> None:
-    there = controller.incoming / made[file].name
-    there.write_bytes(made[file].read_bytes())
-    ended = controller.build(made[file].name)
+def test_one_that_lies_in_incoming_is_no_better(
+    controller: Controller, made_packages: dict[str, Path], file: str
+) -> None:
+    there = controller.incoming / made_packages[file].name
+    there.write_bytes(made_packages[file].read_bytes())
+    ended = controller.build(made_packages[file].name)
     assert (ended.code, len(ended.err)) == (4, 1)
     assert str(there) in ended.err[0]
     assert controller.untouched()
@@ -500,9 +512,9 @@ def test_a_file_that_is_not_there(controller: Controller, given: str, said: str)
     assert not (controller.folder / "y").exists()
 
 
-def test_a_source_rpm_of_a_name_that_cannot_travel(controller: Controller, made: dict[str, Path]) -> None:
+def test_a_source_rpm_of_a_name_that_cannot_travel(controller: Controller, made_packages: dict[str, Path]) -> None:
     odd = controller.folder / "hello world.src.rpm"
-    odd.write_bytes(made["hello"].read_bytes())
+    odd.write_bytes(made_packages["hello"].read_bytes())
     assert_refused(controller, controller.build(odd), "'hello world.src.rpm' is not a name")
 
 
@@ -538,13 +550,13 @@ def test_a_word_that_is_none(controller: Controller, words: list[str], said: lis
     ],
 )
 def test_an_arch_the_package_rules_out(
-    controller: Controller, made: dict[str, Path], file: str, arch: str, said: list[str]
+    controller: Controller, made_packages: dict[str, Path], file: str, arch: str, said: list[str]
 ) -> None:
-    assert_refused(controller, controller.build(made[file], arch=arch), *said)
+    assert_refused(controller, controller.build(made_packages[file], arch=arch), *said)
 
 
-def test_a_macro_nobody_expanded_is_left_to_mock(controller: Controller, made: dict[str, Path]) -> None:
-    ended = controller.build(made["zig"])
+def test_a_macro_nobody_expanded_is_left_to_mock(controller: Controller, made_packages: dict[str, Path]) -> None:
+    ended = controller.build(made_packages["zig"])
     why = "ExclusiveArch has %{zig_arches}, unexpanded"
     warning = f"warning: mock decides whether zig-1.0-1.src.rpm is built for x86_64: {why}"
     assert ended.code == 0
@@ -562,11 +574,11 @@ def test_reimzul_without_arguments_does_so_too(controller: Controller) -> None:
 
 
 @pytest.fixture
-def uploaded(controller: Controller, made: dict[str, Path]) -> list[str]:
+def uploaded(controller: Controller, made_packages: dict[str, Path]) -> list[str]:
     """Names of three source rpms in incoming/ that can be built for x86_64."""
     for each in ("only", "just64"):
-        (controller.incoming / made[each].name).write_bytes(made[each].read_bytes())
-    return [HELLO, made["just64"].name, made["only"].name]
+        (controller.incoming / made_packages[each].name).write_bytes(made_packages[each].read_bytes())
+    return [HELLO, made_packages["just64"].name, made_packages["only"].name]
 
 
 AS = ("-a", "x86_64", "-t", "c7.1708.u", "-d", ".el7")
@@ -597,22 +609,24 @@ def test_all_that_are_given_are_queued(controller: Controller, uploaded: list[st
     assert len(rows_of(ended)) == len(uploaded)
 
 
-def test_a_pattern_is_for_incoming_and_for_this_folder(controller: Controller, made: dict[str, Path]) -> None:
-    (controller.folder / made["only"].name).write_bytes(made["only"].read_bytes())
+def test_a_pattern_is_for_incoming_and_for_this_folder(controller: Controller, made_packages: dict[str, Path]) -> None:
+    (controller.folder / made_packages["only"].name).write_bytes(made_packages["only"].read_bytes())
     (controller.folder / "only-notes.txt").touch()
-    (controller.folder / HELLO).write_bytes(made["hello"].read_bytes())  # the same as in incoming/
+    (controller.folder / HELLO).write_bytes(made_packages["hello"].read_bytes())  # the same as in incoming/
     ended = controller.submit("-s", "*", *AS)
     assert ended.code == 0
-    assert [row[3] for row in rows_of(ended)] == [HELLO, made["only"].name]
-    assert controller.files() == sorted([HELLO, made["only"].name])
+    assert [row[3] for row in rows_of(ended)] == [HELLO, made_packages["only"].name]
+    assert controller.files() == sorted([HELLO, made_packages["only"].name])
 
 
-def test_a_pattern_with_a_slash_is_for_that_folder_alone(controller: Controller, made: dict[str, Path]) -> None:
+def test_a_pattern_with_a_slash_is_for_that_folder_alone(
+    controller: Controller, made_packages: dict[str, Path]
+) -> None:
     folder = controller.folder / "SRPMS"
     folder.mkdir()
-    (folder / made["only"].name).write_bytes(made["only"].read_bytes())
+    (folder / made_packages["only"].name).write_bytes(made_packages["only"].read_bytes())
     ended = controller.submit("-s", "SRPMS/*.src.rpm", *AS)
-    assert [row[3] for row in rows_of(ended)] == [made["only"].name]
+    assert [row[3] for row in rows_of(ended)] == [made_packages["only"].name]
 
 
 def test_a_pattern_that_matches_nothing_is_refused(controller: Controller) -> None:
@@ -633,9 +647,15 @@ def test_an_empty_list_is_refused(controller: Controller) -> None:
 
 
 def test_one_bad_source_rpm_holds_up_no_other(
-    controller: Controller, made: dict[str, Path], uploaded: list[str]
+    controller: Controller, made_packages: dict[str, Path], uploaded: list[str]
 ) -> None:
-    given: list[str | Path] = [HELLO, made["garbage"], "none-1-1.src.rpm", made["only"].name, made["not32"]]
+    given: list[str | Path] = [
+        HELLO,
+        made_packages["garbage"],
+        "none-1-1.src.rpm",
+        made_packages["only"].name,
+        made_packages["not32"],
+    ]
     ended = controller.submit(*given, "-a", "x86_64,aarch64", "-a", "i386", *AS[2:])
     assert ended.code == 1
     assert [row[3] for row in rows_of(ended)] == [HELLO] * 3
@@ -648,33 +668,35 @@ def test_one_bad_source_rpm_holds_up_no_other(
     assert controller.files() == uploaded, "what is refused is not copied"
 
 
-def test_json_is_one_object_for_many(controller: Controller, made: dict[str, Path], uploaded: list[str]) -> None:
-    ended = controller.submit(*uploaded, made["garbage"], "--json", "-a", "aarch64", *AS)
+def test_json_is_one_object_for_many(
+    controller: Controller, made_packages: dict[str, Path], uploaded: list[str]
+) -> None:
+    ended = controller.submit(*uploaded, made_packages["garbage"], "--json", "-a", "aarch64", *AS)
     said = json.loads(ended.out)
     assert ended.code == 1
     assert [(row["srpm"], row["arch"]) for row in said["builds"]] == [
-        (name, arch) for name in (HELLO, made["only"].name) for arch in ("aarch64", "x86_64")
+        (name, arch) for name in (HELLO, made_packages["only"].name) for arch in ("aarch64", "x86_64")
     ]
-    assert [row["srpm"] for row in said["refused"]] == [made["just64"].name, str(made["garbage"])]
+    assert [row["srpm"] for row in said["refused"]] == [made_packages["just64"].name, str(made_packages["garbage"])]
 
 
-def test_json_tells_that_all_are_refused(controller: Controller, made: dict[str, Path]) -> None:
-    ended = controller.build(made["garbage"], "--json")
+def test_json_tells_that_all_are_refused(controller: Controller, made_packages: dict[str, Path]) -> None:
+    ended = controller.build(made_packages["garbage"], "--json")
     said = json.loads(ended.out)
     assert (ended.code, said["builds"]) == (4, [])
     assert "not an rpm package" in said["refused"][0]["message"]
     assert controller.untouched()
 
 
-def test_the_same_file_given_by_two_paths_is_one(controller: Controller, made: dict[str, Path]) -> None:
-    ended = controller.submit(HELLO, made["hello"], *AS)
+def test_the_same_file_given_by_two_paths_is_one(controller: Controller, made_packages: dict[str, Path]) -> None:
+    ended = controller.submit(HELLO, made_packages["hello"], *AS)
     assert (ended.code, len(rows_of(ended))) == (0, 1)
 
 
-def test_another_file_of_the_same_package_is_refused(controller: Controller, made: dict[str, Path]) -> None:
-    ended = controller.submit(HELLO, made["other"], *AS)
+def test_another_file_of_the_same_package_is_refused(controller: Controller, made_packages: dict[str, Path]) -> None:
+    ended = controller.submit(HELLO, made_packages["other"], *AS)
     assert (ended.code, len(rows_of(ended))) == (1, 1)
-    assert f"{made['other']}: hello-1.0-1 is given twice, as {controller.incoming / HELLO} too" in ended.err[0]
+    assert f"{made_packages['other']}: hello-1.0-1 is given twice, as {controller.incoming / HELLO} too" in ended.err[0]
 
 
 def test_a_terminal_shows_short_ids_in_columns_and_a_sum(controller: Controller, uploaded: list[str]) -> None:
@@ -711,7 +733,7 @@ def test_wait_follows_all_and_tells_of_those_refused(controller: Controller, upl
 
 
 def test_many_cost_one_connection_and_one_look_at_what_a_target_lists(
-    controller: Controller, published: str, monkeypatch: pytest.MonkeyPatch
+    controller: Controller, published_build: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = controller.folder / "many"
     folder.mkdir()
@@ -727,7 +749,7 @@ def test_many_cost_one_connection_and_one_look_at_what_a_target_lists(
         "one for all targets, one for all builds"
     )
     assert ended.code == 1, "hello is listed"
-    assert f"of build {published[:8]} already" in ended.err[0]
+    assert f"of build {published_build[:8]} already" in ended.err[0]
     assert len(rows_of(ended)) == len(controller.queued("x86_64")) == 40
     assert len([path for path in asked if "primary" in path]) == 1
     assert len([path for path in asked if "repomd" in path]) == 2, "the other is for a target that has no repodata"
@@ -736,8 +758,8 @@ def test_many_cost_one_connection_and_one_look_at_what_a_target_lists(
 # --- of which file a name is
 
 
-def test_a_name_of_two_different_files_is_refused(controller: Controller, made: dict[str, Path]) -> None:
-    (controller.folder / HELLO).write_bytes(made["other"].read_bytes())
+def test_a_name_of_two_different_files_is_refused(controller: Controller, made_packages: dict[str, Path]) -> None:
+    (controller.folder / HELLO).write_bytes(made_packages["other"].read_bytes())
     inside = controller.incoming / HELLO
     why = f"give ./{HELLO} for the one here, {inside} for the other"
     assert_refused(controller, controller.build(HELLO), why)
@@ -745,11 +767,11 @@ def test_a_name_of_two_different_files_is_refused(controller: Controller, made: 
     assert_refused(controller, controller.build(f"./{HELLO}"), "submit that one by this path")
     assert controller.build(inside).code == 0
     (claim,) = controller.queued("x86_64")
-    assert claim.message.srpm_sha256 == hashlib.sha256(made["hello"].read_bytes()).hexdigest()
+    assert claim.message.srpm_sha256 == hashlib.sha256(made_packages["hello"].read_bytes()).hexdigest()
 
 
-def test_a_name_of_two_equal_files_is_no_question(controller: Controller, made: dict[str, Path]) -> None:
-    (controller.folder / HELLO).write_bytes(made["hello"].read_bytes())
+def test_a_name_of_two_equal_files_is_no_question(controller: Controller, made_packages: dict[str, Path]) -> None:
+    (controller.folder / HELLO).write_bytes(made_packages["hello"].read_bytes())
     ended = controller.build(HELLO)
     assert (ended.code, controller.files()) == (0, [HELLO])
     assert len(controller.queued("x86_64")) == 1
@@ -1004,29 +1026,29 @@ def test_heartbeats_that_cannot_be_read_are_a_warning(controller: Controller) ->
 
 
 @pytest.fixture
-def published(controller: Controller) -> str:
+def published_build(controller: Controller) -> str:
     """The store lists hello-1.0-1.el7 for x86_64; the id of its build."""
     package = srpms.make_rpm(controller.folder / "rpms", "hello", srpms.noarch("hello"))
     store = uploads.make_store(controller.folder / "bstore")
     asked = uploads.request(srpm=HELLO)
-    made = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])}
-    upload = uploads.upload(store, made, of=asked, evr="1.0-1.el7")
+    made_packages = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])}
+    upload = uploads.upload(store, made_packages, of=asked, evr="1.0-1.el7")
     store.place(upload.place).parent.mkdir(parents=True)
     uploads.spool_of(store, upload).rename(store.place(upload.place))
     subprocess.run(["createrepo_c", "-q", "--general-compress-type=gz", store.target(asked.target)], check=True)
     return asked.build_id
 
 
-def test_what_a_target_lists_already_is_refused(controller: Controller, published: str) -> None:
+def test_what_a_target_lists_already_is_refused(controller: Controller, published_build: str) -> None:
     ended = controller.build(HELLO, arch="aarch64,x86_64")
     (line,) = ended.err
     assert (ended.code, ended.out) == (4, "")
     assert controller.untouched()
-    assert f"c7.1708.u.x86_64 lists hello-1.0-1.el7 of build {published[:8]} already (an estimate" in line
+    assert f"c7.1708.u.x86_64 lists hello-1.0-1.el7 of build {published_build[:8]} already (an estimate" in line
     assert "--rebuild" in line
 
 
-def test_a_rebuild_that_is_meant_says_so(controller: Controller, published: str) -> None:
+def test_a_rebuild_that_is_meant_says_so(controller: Controller, published_build: str) -> None:
     assert controller.build(HELLO, "--rebuild").code == 0
     (claim,) = controller.queued("x86_64")
     assert claim.message.rebuild
@@ -1035,7 +1057,7 @@ def test_a_rebuild_that_is_meant_says_so(controller: Controller, published: str)
 
 @pytest.mark.parametrize("more", [("--scratch",), ("-d", ".el7_4"), ("-t", "c7.1803.u")])
 def test_what_is_no_duplicate_is_queued_as_no_rebuild(
-    controller: Controller, published: str, more: tuple[str, ...]
+    controller: Controller, published_build: str, more: tuple[str, ...]
 ) -> None:
     ended = controller.build(HELLO, *more)
     assert ended.code == 0
@@ -1044,13 +1066,13 @@ def test_what_is_no_duplicate_is_queued_as_no_rebuild(
     assert claim.message.rebuild is False
 
 
-def test_the_rule_can_be_turned_off_for_a_target(controller: Controller, published: str) -> None:
+def test_the_rule_can_be_turned_off_for_a_target(controller: Controller, published_build: str) -> None:
     controller.configure("[duplicates]\nc7.1708.u = builds\n")
     assert controller.build(HELLO).code == 0
 
 
 @pytest.mark.parametrize("harm", ["away", "no gzip", "no repomd"])
-def test_a_store_that_says_nothing_is_a_warning(controller: Controller, published: str, harm: str) -> None:
+def test_a_store_that_says_nothing_is_a_warning(controller: Controller, published_build: str, harm: str) -> None:
     repodata = controller.folder / "bstore" / "repo" / "c7.1708.u.x86_64" / "repodata"
     if harm == "away":
         controller.store = f"http://127.0.0.1:{free_port()}/bstore/repo/"

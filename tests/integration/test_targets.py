@@ -533,7 +533,7 @@ def test_a_worker_reports_a_configuration_that_is_pulled_on_refresh(
     host.start()
     monkeypatch.setenv("REIMZUL_CONFIG", str(tmp_path / "b1.ini"))
 
-    def reported() -> set[str]:
+    def read_reported() -> set[str]:
         for heartbeat in heartbeats(broker):
             store = WorkerStore(presence)
             store.save([WorkerRecord(heartbeat=heartbeat, last_seen=time.time())])
@@ -541,14 +541,14 @@ def test_a_worker_reports_a_configuration_that_is_pulled_on_refresh(
         records = WorkerStore(presence).load_all()
         return {name for each in records if each.targets for name in each.targets.names}
 
-    until(lambda: reported() == {"c9.x86_64", "c9.i386"}, 60, "the worker reports its targets")
+    until(lambda: read_reported() == {"c9.x86_64", "c9.i386"}, 60, "the worker reports its targets")
     (upstream / "mock" / "c11.x86_64.cfg").write_text("config_opts['root'] = 'c11'\n")
     (upstream / "mock" / "time-1.7-45.el7.x86_64.cfg").write_text("config_opts['root'] = 'time'\n")
     git(upstream, "add", "-A")
     git(upstream, "commit", "-qm", "a target more")
     asked = subprocess.run([PROGRAM, "targets", "--refresh"], capture_output=True, text=True, check=True)
     assert "idle workers pull their mock configurations" in asked.stderr
-    until(lambda: "c11.x86_64" in reported(), 60, "the new target is reported")
-    assert reported() == {"c9.x86_64", "c9.i386", "c11.x86_64"}
+    until(lambda: "c11.x86_64" in read_reported(), 60, "the new target is reported")
+    assert read_reported() == {"c9.x86_64", "c9.i386", "c11.x86_64"}
     queues = subprocess.run([PROGRAM, "queues", "--json"], capture_output=True, text=True, check=True)
     assert not [tube for tube in json.loads(queues.stdout)["tubes"] if tube["unwatched"]], "a flag is no work"

@@ -24,7 +24,7 @@ from reimzul.core.failure_cause import CAUSE_VERSION, find_cause
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import BuildRequest, FailedAttempt
 from tests import srpms
-from tests.builder import Ears, Host, processes, put, request, settled
+from tests.builder import Ears, Host, is_settled, processes, put, request
 from tests.conftest import Beanstalkd
 from tests.scripted import SAMPLES
 from tests.waiting import until
@@ -42,7 +42,7 @@ def test_legs_run_side_by_side_with_one_timestamp(host: Host, broker: Broker, ea
     assert {event["timestamp"] for event in events} == {wanted.timestamp}
     assert {event["target"] for event in events} == {"c9.x86_64"}
     assert {event["colour"] for event in ears.heard if "status" in event} == {"blue"}
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     legs = host.spool()
     assert set(legs) == {f"{wanted.build_id}.x86_64", f"{wanted.build_id}.i386"}
     main, follower = read_manifest(legs[f"{wanted.build_id}.x86_64"]), read_manifest(legs[f"{wanted.build_id}.i386"])
@@ -130,7 +130,7 @@ def test_a_failing_leg_touches_no_other(host: Host, broker: Broker, ears: Ears, 
     assert {"build.log", "root.log"} <= {file.name for file in manifest.files}
     (row,) = [row for row in ears.requests() if row["arch"] == "i386"]
     assert row["index"] is False
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
 
 
 def test_a_noarch_package_is_built_once(host: Host, broker: Broker, ears: Ears) -> None:
@@ -138,7 +138,7 @@ def test_a_noarch_package_is_built_once(host: Host, broker: Broker, ears: Ears) 
     put(broker, request("plain"))
     (event,) = ears.wait(1, "Success")
     assert event["skipped"] == {"i386": "a noarch package is built once"}
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     assert len(host.mock.builds()) == 1
 
 
@@ -165,7 +165,7 @@ def test_a_source_that_is_not_served_keeps_no_builder(host: Host, broker: Broker
         bar.unlink()
         built = ears.wait(3, "Success")
         assert {each["arch"] for each in built if each["build_id"] == wanted.build_id} == {"x86_64", "i386"}
-    until(lambda: settled(broker), 5, "its job is deleted")
+    until(lambda: is_settled(broker), 5, "its job is deleted")
 
 
 def test_a_build_that_waits_for_its_source_can_be_cancelled(host: Host, broker: Broker, ears: Ears) -> None:
@@ -176,7 +176,7 @@ def test_a_build_that_waits_for_its_source_can_be_cancelled(host: Host, broker: 
     (event,) = ears.wait(1, "Queued")
     control.set_flag(broker, cancel_tube(wanted.build_id), control.new_flag("johnny"))
     broker.delete(event["job"])
-    assert settled(broker), "the job that was announced is the one that waits"
+    assert is_settled(broker), "the job that was announced is the one that waits"
 
 
 def test_rounds_are_counted_in_the_request(host: Host, broker: Broker, ears: Ears) -> None:
@@ -198,7 +198,7 @@ def test_a_leg_that_buildarch_rules_out_is_skipped(host: Host, broker: Broker, e
     put(broker, request("just64"))
     (event,) = ears.wait(1, "Success")
     assert event["skipped"] == {"i386": "BuildArch is x86_64"}
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     assert len(host.mock.builds()) == 1
 
 
@@ -259,7 +259,7 @@ def test_what_nobody_can_build_fails_with_a_log(
     assert event["reason"].startswith(reason)
     assert reason in (host.spool()[f"{wanted.build_id}.x86_64"] / "build.log").read_text()
     assert not host.mock.builds()
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_a_builders_fault_goes_to_another_builder(host: Host, broker: Broker, ea
     (failed,) = ears.wait(1, "Failed")
     assert failed["reason"].startswith("no builder could build it: b1.example.org: x86_64: Failed to download")
     assert len(host.mock.builds()) == 2
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_leg_without_a_result_is_built_later_though_the_other_was_built(
     broker.client.use("x86_64")
     broker.client.kick(10)
     until(lambda: faulty in {event["arch"] for event in ears.events("Success")}, 20, "the other leg is built too")
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     builds = [call for call in host.mock.builds() if any(word.endswith(f"/c9.{sound}") for word in call)]
     assert len(builds) == 1, "the one that was built is not built again"
     assert not ears.events("Failed")
@@ -494,7 +494,7 @@ def test_beanstalkd_restarted_under_a_build(server: Beanstalkd, waiting_host: Ho
     ears.wait(1, "Success")
     assert len(host.mock.builds()) == 1
     with server.connect() as broker:
-        until(lambda: settled(broker), 5, "the job is deleted")
+        until(lambda: is_settled(broker), 5, "the job is deleted")
     assert len(ears.requests()) == 1
     ears.broker.close()
 
@@ -600,7 +600,7 @@ def test_a_leg_published_before_is_announced_again(host: Host, broker: Broker, e
     wanted = request()
     put(broker, wanted)
     ears.wait(2, "Success")
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     for leg, folder in host.spool().items():  # as repogen does
         (host.store / "index" / leg).symlink_to(folder)
     before = len(host.mock.builds())
@@ -821,7 +821,7 @@ def test_what_is_nobodys_fault_is_retried_without_a_strike(
     broker.client.use("x86_64")
     broker.client.kick(10)
     ears.wait(1, "Success")
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
 
 
 def test_a_build_that_no_builder_could_build_carries_the_last_first_error(

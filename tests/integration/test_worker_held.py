@@ -17,7 +17,7 @@ from reimzul.core import control
 from reimzul.core.beanstalk import HELD_SECONDS, PRIORITY_NOW, Broker, arch_tube, cancel_tube
 from reimzul.core.message import BuildRequest, FailedAttempt
 from tests import srpms
-from tests.builder import Ears, Host, put, request, settled
+from tests.builder import Ears, Host, is_settled, put, request
 from tests.conftest import Beanstalkd
 from tests.gate import Action, Gate
 from tests.scripted import SAMPLES
@@ -85,7 +85,7 @@ def test_a_build_waits_for_what_nobody_provides(
     release(broker, main_only, packages)
     (built,) = ears.wait(1, "Success")
     assert built["attempt"] != event["attempt"]
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     assert not ears.events("Failed", "Cancelled")
 
 
@@ -130,7 +130,7 @@ def test_a_follower_waits_while_its_main_leg_is_built(
     (host.store / "index" / leg).symlink_to(host.spool()[leg])  # as repogen does
     release(broker, host, packages, "c9.i386")
     until(lambda: {each["arch"] for each in ears.events("Success")} == {"x86_64", "i386"}, 20, "both are built")
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     builds = [call for call in host.mock.builds() if any(word.endswith("/c9.x86_64") for word in call)]
     assert len(builds) == 1, "the main leg is found in the store"
 
@@ -144,7 +144,7 @@ def test_a_follower_of_a_failed_main_leg_fails_too(host: Host, broker: Broker, e
     put(broker, wanted)
     failed = {each["arch"]: each["reason"] for each in ears.wait(2, "Failed")}
     assert failed == {"x86_64": "%build failed", "i386": f"BuildRequires that nobody provides: {MISSING}"}
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     assert set(host.spool()) == {f"{wanted.build_id}.{arch}" for arch in failed}
     assert not ears.events("Queued")
 
@@ -263,7 +263,7 @@ def test_a_cancel_at_any_moment_is_obeyed(
     number = put(broker, wanted)
     (event,) = ears.wait(1, "Cancelled")
     assert event["reason"] == "cancelled by johnny"
-    until(lambda: settled(broker), 5, "the job is deleted")
+    until(lambda: is_settled(broker), 5, "the job is deleted")
     assert not actions, "the flag was set when it was to be"
     assert [each["job"] for each in ears.events("Queued")] == [number]
 

@@ -13,7 +13,7 @@ from reimzul.core import control
 from reimzul.core.beanstalk import Broker, arch_tube, cancel_tube, drain_tube
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import WorkerHeartbeat
-from tests.builder import Ears, Host, processes, put, request, settled
+from tests.builder import Ears, Host, is_settled, processes, put, request
 from tests.waiting import until
 
 
@@ -47,7 +47,7 @@ def test_a_cancelled_build_that_waits_is_not_begun(host: Host, broker: Broker, e
     (event,) = ears.events("Cancelled")
     assert (event["build_id"], event["arch"]) == (wanted.build_id, "x86_64")
     assert event["reason"] == "cancelled by johnny: wrong disttag"
-    until(lambda: settled(broker), 5, "both jobs are deleted")
+    until(lambda: is_settled(broker), 5, "both jobs are deleted")
     assert len(host.mock.builds()) == 1, "the other's"
     assert control.cancel_flag(broker, wanted.build_id), "another worker may be at it still, its link cut"
 
@@ -64,7 +64,7 @@ def test_a_cancel_ends_a_running_build_and_nothing_of_it_is_left(host: Host, bro
     assert {event["arch"] for event in events} == {"x86_64", "i386"}
     assert {event["reason"] for event in events} == {"cancelled by johnny: wrong disttag"}
     assert all(event["attempt"] and event["finished"] > event["started"] for event in events)
-    until(lambda: settled(broker), 30, "the job is deleted")
+    until(lambda: is_settled(broker), 30, "the job is deleted")
     assert not processes(str(host.mock.path))
     assert [call for call in host.mock.calls() if "--clean" in call], "its roots are removed"
     assert not list(host.folder.glob("results/builds/*"))
@@ -83,7 +83,7 @@ def test_the_logs_of_a_cancelled_build_are_kept_and_its_packages_are_not(
     (results(host, "x86_64") / "early.rpm").write_bytes(packages["plain.noarch"].read_bytes())
     cancel(broker, wanted.build_id)
     (event,) = ears.wait(1, "Cancelled")
-    until(lambda: settled(broker), 30, "the job is deleted")
+    until(lambda: is_settled(broker), 30, "the job is deleted")
     (folder,) = host.spool().values()
     manifest = read_manifest(folder)
     assert (manifest.status, manifest.rpm_files) == ("Cancelled", [])
@@ -102,7 +102,7 @@ def test_who_cancels_while_the_source_is_fetched_waits_for_no_link(host: Host, b
     until(lambda: says(ears, "building"), 30, "it is begun")
     cancel(broker, wanted.build_id)
     ears.wait(1, "Cancelled")
-    until(lambda: settled(broker), 10, "the job is deleted")
+    until(lambda: is_settled(broker), 10, "the job is deleted")
 
 
 def test_a_cancel_before_the_source_ends_every_arch_that_a_killed_worker_may_have_begun(
@@ -134,7 +134,7 @@ def test_a_builders_fault_under_a_cancelled_build_is_not_tried_again(host: Host,
     cancel(broker, wanted.build_id)
     host.mock.let_go(cancelled_at.name)
     ears.wait(1, "Cancelled")
-    until(lambda: settled(broker), 30, "the job is deleted, and no other is there")
+    until(lambda: is_settled(broker), 30, "the job is deleted, and no other is there")
     assert not ears.events("Queued")
 
 

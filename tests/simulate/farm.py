@@ -29,7 +29,7 @@ for _name in ("click", "json", "sqlite3", "yaml", "http.client", "xml.etree.Elem
     importlib.import_module(_name)
 if "reimzul.core" in sys.modules:
     raise ImportError("the product was imported before its clock was replaced")
-with primitives.replaced():
+with primitives.replace_modules():
     import reimzul
 
     for _package in ("core", "history", "worker", "repogen", "store", "tosign", "notifier", "submit", "plan", "batch"):

@@ -141,7 +141,7 @@ def close_descriptors(process: scheduler.Process) -> None:
 
 
 @contextlib.contextmanager
-def watched(root: str, seed: int) -> Iterator[Files]:
+def watch_files(root: str, seed: int) -> Iterator[Files]:
     """Let every effect below a folder be a step, while the block runs."""
     own = random.Random(seed)
     originals = (os.fsync, os.urandom, tempfile._name_sequence)  # type: ignore[attr-defined]

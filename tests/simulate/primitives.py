@@ -237,7 +237,7 @@ class StandIn(types.ModuleType):
         return getattr(self.__dict__["_original"], name)
 
 
-def _now(seconds: float | None = None) -> float:
+def _now_or(seconds: float | None = None) -> float:
     return scheduler.world.time() if seconds is None else seconds
 
 
@@ -247,13 +247,13 @@ def _sleep(seconds: float) -> None:
 
 CLOCK = StandIn(
     time,
-    time=_now,
+    time=_now_or,
     time_ns=lambda: int(scheduler.world.time() * 1e9),
     monotonic=lambda: scheduler.world.now,
     sleep=_sleep,
-    gmtime=lambda seconds=None: time.gmtime(_now(seconds)),
-    localtime=lambda seconds=None: time.localtime(_now(seconds)),
-    strftime=lambda form, parts=None: time.strftime(form, parts or time.gmtime(_now())),
+    gmtime=lambda seconds=None: time.gmtime(_now_or(seconds)),
+    localtime=lambda seconds=None: time.localtime(_now_or(seconds)),
+    strftime=lambda form, parts=None: time.strftime(form, parts or time.gmtime(_now_or())),
 )
 MODULES = {
     "time": CLOCK,
@@ -264,7 +264,7 @@ MODULES = {
 
 
 @contextlib.contextmanager
-def replaced() -> Iterator[None]:
+def replace_modules() -> Iterator[None]:
     """Let modules that are imported in the block find the stand-ins."""
     originals = {name: sys.modules[name] for name in MODULES}
     sys.modules.update(MODULES)

@@ -89,7 +89,7 @@ def unsettled(farm: Farm) -> list[str]:
     ]
 
 
-def broken(farm: Farm) -> list[str]:
+def list_broken(farm: Farm) -> list[str]:
     found = [*_check_builds(farm), *_check_store(farm), *_check_signing(farm), *_check_mails(farm), *_check_jobs(farm)]
     return found if farm.person is None else [*found, *batch_promises.find_broken(farm.person)]
 

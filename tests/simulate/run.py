@@ -146,10 +146,10 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None, top: str | N
         faults = Faults(farm, own)
         if own.random() < 0.3:
             farm.server.choose = lambda jobs: jobs[int(world.random.random() * len(jobs))]
-        with files.watched(str(folder), seed), farms.running(farm):
+        with files.watch_files(str(folder), seed), farms.running(farm):
             try:
                 _live(farm, faults, own)
-                broken = promises.broken(farm)
+                broken = promises.list_broken(farm)
             except scheduler.Stuck as error:
                 broken = [str(error), *promises.unsettled(farm)]
             except Exception as error:  # noqa: BLE001  a daemon's

@@ -14,16 +14,16 @@ from reimzul.core.cli import EXIT_CODES
 from tools.manpages import commands
 
 
-def _below(context: click.Context) -> list[click.Context]:
+def _list_contexts(context: click.Context) -> list[click.Context]:
     if not isinstance(context.command, click.Group):
         return [context]
-    return [context, *(one for inner in commands.visible_contexts(context) for one in _below(inner))]
+    return [context, *(one for inner in commands.visible_contexts(context) for one in _list_contexts(inner))]
 
 
 ALL = {
     each.command_path: each
     for program in commands.PROGRAMS
-    for each in _below(commands.find_context(commands.find_command(commands.PROGRAMS[program]), [program]))
+    for each in _list_contexts(commands.find_context(commands.find_command(commands.PROGRAMS[program]), [program]))
 }
 named = pytest.mark.parametrize("name", ALL)
 

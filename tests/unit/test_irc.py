@@ -152,7 +152,7 @@ def test_a_pace_of_none_is_always_ready() -> None:
 # --- what it remembers
 
 
-def named(name: str) -> IrcMessage:
+def make_message(name: str) -> IrcMessage:
     """A saying of that name."""
     return IrcMessage(id=name, line=name, channels=("#all",))
 
@@ -160,32 +160,32 @@ def named(name: str) -> IrcMessage:
 def test_the_broker_is_told_when_it_was_said_and_not_before() -> None:
     pending, told = PendingMessages(), []
     for name in ("a", "b"):
-        pending.add(named(name), lambda name=name: told.append(name))  # type: ignore[misc]
-    assert pending.oldest(set()) == named("a")
-    assert pending.oldest({"a"}) == named("b")
+        pending.add(make_message(name), lambda name=name: told.append(name))  # type: ignore[misc]
+    assert pending.oldest(set()) == make_message("a")
+    assert pending.oldest({"a"}) == make_message("b")
     assert pending.oldest({"a", "b"}) is None
     assert told == []
     pending.mark_sent("a")
     assert told == ["a"]
-    assert pending.oldest(set()) == named("b")
+    assert pending.oldest(set()) == make_message("b")
 
 
 def test_what_is_delivered_again_is_said_once_and_acknowledged_by_its_last_number() -> None:
     pending, told = PendingMessages(), []
-    pending.add(named("a"), lambda: told.append(1))
-    pending.add(named("a"), lambda: told.append(2))
+    pending.add(make_message("a"), lambda: told.append(1))
+    pending.add(make_message("a"), lambda: told.append(2))
     pending.mark_sent("a")
     assert (told, pending.oldest(set())) == ([2], None)
-    pending.add(named("a"), lambda: told.append(3))
+    pending.add(make_message("a"), lambda: told.append(3))
     assert (told, pending.oldest(set())) == ([2, 3], None)
 
 
 def test_it_does_not_remember_for_ever() -> None:
     pending = PendingMessages()
     for number in range(REMEMBERED_IDS + 1):
-        pending.add(named(str(number)), lambda: None)
+        pending.add(make_message(str(number)), lambda: None)
         pending.mark_sent(str(number))
-    pending.add(named("0"), lambda: None)
-    assert pending.oldest(set()) == named("0")
-    pending.add(named("1"), lambda: None)
+    pending.add(make_message("0"), lambda: None)
+    assert pending.oldest(set()) == make_message("0")
+    pending.add(make_message("1"), lambda: None)
     assert pending.oldest({"0"}) is None

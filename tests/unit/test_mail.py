@@ -40,7 +40,7 @@ def mail(told: MailedEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
     return parsed
 
 
-def _written(writer: MailWriter, told: MailedEvent) -> str:
+def _write_text(writer: MailWriter, told: MailedEvent) -> str:
     parsed = email.message_from_bytes(writer.format_mail(told, ME), policy=email.policy.default)
     assert isinstance(parsed, EmailMessage)
     return str(parsed.get_content()).replace("\r\n", "\n")
@@ -48,7 +48,7 @@ def _written(writer: MailWriter, told: MailedEvent) -> str:
 
 def text(told: MailedEvent) -> str:
     """Its text as it is read."""
-    return _written(WRITER, told)
+    return _write_text(WRITER, told)
 
 
 # --- what it says
@@ -127,11 +127,11 @@ def test_a_success_has_no_commands_and_no_error() -> None:
 def test_without_a_public_url_a_mail_has_a_path_or_a_command() -> None:
     writer = MailWriter(sender="buildsys@example.org")
     told = event("Failed", place=PLACE, url=f"http://localhost:11081/bstore/{PLACE}/")
-    assert f"\nFull logs on bstore: {PLACE}\n" in _written(writer, told)
+    assert f"\nFull logs on bstore: {PLACE}\n" in _write_text(writer, told)
     attempt = f"attempts/{told.build_id}.x86_64.{told.attempt}"
     rejected = event("Rejected", url=f"http://localhost:11081/bstore/{attempt}/")
     for each in (writer, WRITER):  # the public port does not serve attempts/
-        assert f"Full logs: reimzul log {told.build_id[:8]} --arch x86_64 --attempt {told.attempt}\n" in _written(
+        assert f"Full logs: reimzul log {told.build_id[:8]} --arch x86_64 --attempt {told.attempt}\n" in _write_text(
             each, rejected
         )
 
@@ -171,7 +171,7 @@ def test_any_text_arrives_as_it_is_and_no_line_is_too_long_for_smtp(reason: str,
     assert mail(told)["Subject"] == subject(told)
 
 
-def held(status: str = "Quarantined", at: float = 5.0) -> BuilderEvent:
+def make_builder_event(status: str = "Quarantined", at: float = 5.0) -> BuilderEvent:
     """The mail about a builder."""
     return BuilderEvent(
         builder="b1.example.org", status=status, reason="6 of its 6 tries", arches=("x86_64", "i386", "noarch"), at=at
@@ -179,16 +179,16 @@ def held(status: str = "Quarantined", at: float = 5.0) -> BuilderEvent:
 
 
 def test_a_builder_in_quarantine_is_mailed_about_with_what_to_do() -> None:
-    told = mail(held())
+    told = mail(make_builder_event())
     assert told["Subject"] == "[reimzul] Builder b1.example.org : Quarantined"
     assert (told["X-Reimzul-Builder"], told["X-Reimzul-Status"]) == ("b1.example.org", "Quarantined")
-    assert "6 of its 6 tries" in text(held())
-    assert "reimzul resume b1.example.org" in text(held())
-    back = mail(held("Released"))
-    assert "resume" not in text(held("Released"))
+    assert "6 of its 6 tries" in text(make_builder_event())
+    assert "reimzul resume b1.example.org" in text(make_builder_event())
+    back = mail(make_builder_event("Released"))
+    assert "resume" not in text(make_builder_event("Released"))
     assert back["In-Reply-To"] == told["In-Reply-To"]
     assert back["Message-ID"] != told["Message-ID"]
-    assert mail(held(at=9.0))["Message-ID"] != told["Message-ID"]
+    assert mail(make_builder_event(at=9.0))["Message-ID"] != told["Message-ID"]
 
 
 def test_a_batch_that_rests_is_mailed_about_with_why() -> None:
@@ -223,10 +223,13 @@ def test_a_builders_mail_goes_to_the_recipients_of_all_its_arches(tmp_path: Path
         "[mail_rcpts]\nx86_64 = a@example.org\ni386 = a@example.org, b@example.org\naarch64 = c@example.org\n"
     )
     settings = parse_settings(ini, "test")
-    assert Recipients(settings.mail, settings.mail_rcpts).addresses_for(held()) == ["a@example.org", "b@example.org"]
+    assert Recipients(settings.mail, settings.mail_rcpts).addresses_for(make_builder_event()) == [
+        "a@example.org",
+        "b@example.org",
+    ]
     sink = MailSink.from_settings(settings)
     assert sink
-    assert sink.accepts(held())
+    assert sink.accepts(make_builder_event())
 
 
 def test_long_names_make_no_broken_header() -> None:
@@ -338,7 +341,7 @@ def state(tmp_path: Path) -> Iterator[MailState]:
     opened.close()
 
 
-def changed(state: MailState, status: str, number: int, **more: Any) -> bool:
+def is_change(state: MailState, status: str, number: int, **more: Any) -> bool:
     """Whether this result is a change."""
     told = event(status, number, **more)
     return state.is_change(Notification(told, news_kind(told)), told)
@@ -346,31 +349,31 @@ def changed(state: MailState, status: str, number: int, **more: Any) -> bool:
 
 def test_only_a_result_that_differs_is_a_change(state: MailState) -> None:
     story = ["Success", "Success", "Failed", "Rejected", "Failed", "Success"]
-    assert [changed(state, status, number) for number, status in enumerate(story)] == [
+    assert [is_change(state, status, number) for number, status in enumerate(story)] == [
         True, False, True, False, False, True,
     ]  # fmt: skip
 
 
 def test_each_arch_target_and_package_has_its_own(state: MailState) -> None:
-    assert changed(state, "Failed", 1)
+    assert is_change(state, "Failed", 1)
     others = [{"arch": "i386"}, {"target": "c7.1804.u.x86_64"}, {"pkgname": "tar"}]
-    assert all(changed(state, "Failed", 2, **other) for other in others)
-    assert not changed(state, "Failed", 3, evr="1.8-1.el7")
+    assert all(is_change(state, "Failed", 2, **other) for other in others)
+    assert not is_change(state, "Failed", 3, evr="1.8-1.el7")
 
 
 def test_what_was_decided_stays_decided_while_it_is_owed(state: MailState) -> None:
-    assert changed(state, "Failed", 1)
-    assert not changed(state, "Failed", 2)
-    assert changed(state, "Success", 3)
-    assert changed(state, "Failed", 1), "it is tried again, and is still news"
-    assert not changed(state, "Success", 4)
+    assert is_change(state, "Failed", 1)
+    assert not is_change(state, "Failed", 2)
+    assert is_change(state, "Success", 3)
+    assert is_change(state, "Failed", 1), "it is tried again, and is still news"
+    assert not is_change(state, "Success", 4)
 
 
 def test_what_is_too_old_is_dropped(state: MailState, monkeypatch: pytest.MonkeyPatch) -> None:
     told = event("Failed")
     notice = Notification(told, news_kind(told))
     state.mark_sent(notice, ME)
-    assert changed(state, "Failed", 1)
+    assert is_change(state, "Failed", 1)
     state.sweep()
     assert state.sent_to(notice) == set(ME)
     late = time.time() + KEEP_SECONDS + 60
@@ -378,7 +381,7 @@ def test_what_is_too_old_is_dropped(state: MailState, monkeypatch: pytest.Monkey
     monkeypatch.setattr(time, "time", lambda: late)
     state.sweep()
     assert state.sent_to(notice) == set()
-    assert changed(state, "Failed", 2), "as if it were new"
+    assert is_change(state, "Failed", 2), "as if it were new"
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def source(name: str, *requires: str, provides: Iterable[str] = ()) -> PlannedSo
     return PlannedSource(name=name, srpm=f"{name}-2-1.src.rpm", evr="2-1", requires=requires, provides=tuple(packages))
 
 
-def listed(
+def make_listed(
     name: str, *, of: str = "", provides: str = "", requires: str = "", files: str = "", release: str = "1-1",
     arch: str = "x86_64",
 ) -> PackageContent:  # fmt: skip
@@ -88,17 +88,20 @@ def test_the_names_in_a_requirement(requirement: str, names: list[str]) -> None:
 
 def test_a_requirement_is_looked_up_in_headers_first() -> None:
     sources = [source("app", "lib-devel >= 2"), source("lib"), source("other")]
-    assert needs_of(sources, listed("lib-devel", of="other"))["app"] == {"lib": "lib-devel >= 2"}
+    assert needs_of(sources, make_listed("lib-devel", of="other"))["app"] == {"lib": "lib-devel >= 2"}
 
 
 def test_then_in_what_the_last_builds_provide() -> None:
     sources = [source("app", "pkgconfig(lib)", "/usr/bin/tool", "gcc"), source("lib"), source("tools")]
-    target = [listed("lib-devel", of="lib", provides="pkgconfig(lib)"), listed("tools", files="/usr/bin/tool")]
+    target = [
+        make_listed("lib-devel", of="lib", provides="pkgconfig(lib)"),
+        make_listed("tools", files="/usr/bin/tool"),
+    ]
     assert needs_of(sources, *target)["app"] == {"lib": "", "tools": ""}
 
 
 def test_only_the_newest_build_counts_for_that() -> None:
-    target = [listed("lib", provides="old(lib)"), listed("lib", provides="new(lib)", release="2-1")]
+    target = [make_listed("lib", provides="old(lib)"), make_listed("lib", provides="new(lib)", release="2-1")]
     sources = [source("app", "old(lib)"), source("user", "new(lib)"), source("lib")]
     for packages in (target, target[::-1]):
         assert needs_of(sources, *packages)["app"] == {}
@@ -111,7 +114,7 @@ def test_a_source_does_not_need_itself() -> None:
 
 def test_needed_leaves_out_what_the_target_satisfies_in_that_version() -> None:
     sources = [source("app", "lib-devel", "more-devel >= 2"), source("lib"), source("more")]
-    target = [listed("lib-devel", of="lib"), listed("more-devel", of="more")]
+    target = [make_listed("lib-devel", of="lib"), make_listed("more-devel", of="more")]
     assert needs_of(sources, *target, order=OrderRule.NEEDED)["app"] == {"more": "more-devel >= 2"}
     assert needs_of(sources, *target)["app"] == {"lib": "", "more": "more-devel >= 2"}
 
@@ -130,9 +133,9 @@ def test_the_other_rules() -> None:
 def test_what_last_builds_require_at_runtime_is_needed_too() -> None:
     sources = [source("app", "lib-devel"), source("lib"), source("core"), source("base")]
     target = [
-        listed("lib-devel", of="lib", requires="core(x86-64)"),
-        listed("core", provides="core(x86-64)", requires="base"),
-        listed("base"),
+        make_listed("lib-devel", of="lib", requires="core(x86-64)"),
+        make_listed("core", provides="core(x86-64)", requires="base"),
+        make_listed("base"),
     ]
     assert needs_of(sources, *target)["app"] == {"lib": "", "core": "", "base": ""}
     assert needs_of(sources, *target, order=OrderRule.NEEDED)["app"] == {}
@@ -140,7 +143,7 @@ def test_what_last_builds_require_at_runtime_is_needed_too() -> None:
 
 def test_what_nobody_provides_is_listed() -> None:
     sources = [source("app", "lib-devel", "gcc", "old-devel >= 3", "(x or y)"), source("user", "gcc"), source("lib")]
-    index = index_of(sources, listed("old-devel"))
+    index = index_of(sources, make_listed("old-devel"))
     assert index.list_unprovided() == {"gcc": ["app", "user"], "old-devel >= 3": ["app"]}
     assert index.list_names() == {"app", "app-devel", "user", "user-devel", "lib", "lib-devel", "old-devel"}
 

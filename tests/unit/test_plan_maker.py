@@ -15,7 +15,7 @@ from reimzul.plan.edges import CapabilityIndex
 from reimzul.plan.graph import MAX_RANK
 from reimzul.plan.maker import ArchPlan, MemberMaker, plan_arch
 from reimzul.submit.planning import Span, forecast_members
-from tests.unit.test_plan_edges import index_of, listed, source
+from tests.unit.test_plan_edges import index_of, make_listed, source
 
 ARCHES = read_arches()
 
@@ -31,7 +31,7 @@ def make(*plans: ArchPlan, seeds: dict[str, str] | None = None) -> dict[str, Mem
 
 
 def test_a_member_has_what_its_header_and_its_last_build_provide() -> None:
-    target = listed("a-libs", of="a", provides="liba.so.1()(64bit)", files="/usr/bin/a")
+    target = make_listed("a-libs", of="a", provides="liba.so.1()(64bit)", files="/usr/bin/a")
     found = make(plan(index_of([source("a"), source("b", "a-devel")], target)))
     member = found["a.x86_64"]
     assert member.provides == ("/usr/bin/a", "a", "a-devel", "a-libs", "liba.so.1()(64bit)")

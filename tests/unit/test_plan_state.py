@@ -185,7 +185,7 @@ def key(name: str) -> str:
     return f"{name}.{ARCH}"
 
 
-def released(actions: Iterable[Action]) -> list[str]:
+def list_released(actions: Iterable[Action]) -> list[str]:
     return [each.key for each in actions if isinstance(each, Release)]
 
 
@@ -200,17 +200,17 @@ def chain(**changes: Any) -> Farm:
 
 def test_a_member_is_released_when_what_it_needs_is_published_and_not_when_it_is_built() -> None:
     farm = chain()
-    assert released(farm.act()) == [key("lib")]
+    assert list_released(farm.act()) == [key("lib")]
     farm.finish(key("lib"), Status.SUCCESS)
     assert not farm.act()
     farm.tell(key("lib"), Status.PUBLISHED)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_the_longest_chain_is_released_first_and_no_more_than_there_is_room_for() -> None:
     members = [make_member("short", rank=9), make_member("long", rank=1), make_member("mid", rank=5)]
     farm = Farm(make_plan(members), room=2)
-    assert released(farm.act())[:2] == [key("long"), key("mid")]
+    assert list_released(farm.act())[:2] == [key("long"), key("mid")]
 
 
 def test_all_required_legs_have_to_be_published_and_a_follower_holds_up_nobody() -> None:
@@ -220,7 +220,7 @@ def test_all_required_legs_have_to_be_published_and_a_follower_holds_up_nobody()
     assert not farm.act()
     farm.tell(key("lib"), Status.FAILED, arch="i386")
     farm.tell(key("lib"), Status.PUBLISHED, arch="noarch")
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     assert farm.state.members[key("lib")].followers == {"i386": MemberState.FAILED}
 
 
@@ -241,16 +241,16 @@ def test_members_behind_a_failed_one_rest_and_a_retry_goes_on() -> None:
     assert farm.state.find_roots(key("top")) == {key("lib")}
     assert farm.state.find_blocked(key("lib")) == {key("app"), key("top")}
     farm.order(OrderKind.RETRY, key("lib"))
-    assert released(farm.act()) == [key("lib")]
+    assert list_released(farm.act()) == [key("lib")]
     farm.finish(key("lib"))
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_as_a_last_resort_a_member_is_built_against_the_old_build_and_is_stale() -> None:
     farm = chain(is_listed=True)
     farm.act()
     farm.finish(key("lib"), Status.FAILED, "error: no")
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     assert farm.state.members[key("app")].stale == "built against the old build of lib.x86_64"
 
 
@@ -288,12 +288,12 @@ def test_failures_of_their_own_do_not_pause_a_batch() -> None:
 
 def test_a_member_that_misses_what_another_provides_waits_for_that_member() -> None:
     farm = Farm(make_plan([make_member("lib"), make_member("app")]))
-    assert sorted(released(farm.act())) == [key("app"), key("lib")]
+    assert sorted(list_released(farm.act())) == [key("app"), key("lib")]
     farm.wait(key("app"), "liblib >= 2")
     assert not farm.act()
     assert farm.state.unmet_needs(key("app")) == [key("lib")]
     farm.finish(key("lib"))
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_building_that_comes_again_after_its_attempt_has_ended_changes_nothing() -> None:
@@ -339,7 +339,7 @@ def test_a_requirement_that_the_repository_provides_releases_its_member() -> Non
     farm.act()
     farm.wait(key("app"), "perl(Foo)")
     farm.provided = {key("app")}
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_member_that_misses_again_what_is_published_fails_and_does_not_run_for_ever() -> None:
@@ -359,7 +359,7 @@ def test_a_conflict_ends_when_one_of_the_packages_it_names_is_published_again() 
     farm.wait(key("app"), f"{CONFLICT_PREFIX}lib", f"{CONFLICT_PREFIX}third")
     assert not farm.act()
     farm.finish(key("third"))
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 # --- several legs
@@ -371,10 +371,10 @@ def test_a_waiting_follower_holds_up_nobody_and_is_released() -> None:
     farm.wait_with_follower(key("lib"), "libother")
     lib = farm.state.members[key("lib")]
     assert (lib.state, lib.is_published, lib.missing) == (MemberState.WAITING, True, ("libother",))
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     farm.finish(key("app"))
     farm.provided = {key("lib")}
-    assert released(farm.act()) == [key("lib")]
+    assert list_released(farm.act()) == [key("lib")]
     assert farm.state.is_met(key("lib"))
     attempt = farm.start(key("lib"), FOLLOWER)
     assert (lib.state, lib.open_followers) == (MemberState.PUBLISHED, {FOLLOWER})
@@ -397,7 +397,7 @@ def test_results_of_the_main_leg_leave_a_released_follower_in_its_tube(order: st
         farm.state.apply(entry)
     farm.hold(key("lib"), attempt, {FOLLOWER: ["libother"]})
     farm.provided = {key("lib")}
-    assert released(farm.act()) == [key("lib")]
+    assert list_released(farm.act()) == [key("lib")]
     for entry in results:
         farm.state.apply(entry)
     assert (lib.state, lib.is_published) == (MemberState.RELEASED, True)
@@ -429,11 +429,11 @@ def test_a_second_required_leg_that_waits_after_the_first_is_released() -> None:
     assert farm.state_of("kernel") == MemberState.WAITING
     assert not farm.act()
     farm.provided = {key("kernel")}
-    assert released(farm.act()) == [key("kernel")]
+    assert list_released(farm.act()) == [key("kernel")]
     attempt = farm.start(key("kernel"), NOARCH)
     assert farm.state_of("kernel") == MemberState.BUILDING
     farm.tell(key("kernel"), Status.PUBLISHED, attempt=attempt, arch=NOARCH)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_what_all_legs_of_an_attempt_miss_is_known_and_that_of_required_ones_is_waited_for() -> None:
@@ -445,9 +445,9 @@ def test_what_all_legs_of_an_attempt_miss_is_known_and_that_of_required_ones_is_
     assert app.missing_by_leg == {FOLLOWER: ("perl(Foo)",), ARCH: ("libone", "libtwo")}
     assert app.needs == {key("one"), key("two")}
     farm.finish(key("one"))
-    assert key("app") not in released(farm.act())
+    assert key("app") not in list_released(farm.act())
     farm.finish(key("two"))
-    assert released(farm.act()) == [key("app")], "the follower may wait again, for perl(Foo)"
+    assert list_released(farm.act()) == [key("app")], "the follower may wait again, for perl(Foo)"
 
 
 def test_what_a_follower_misses_is_provided_by_a_members_follower_alone() -> None:
@@ -455,11 +455,11 @@ def test_what_a_follower_misses_is_provided_by_a_members_follower_alone() -> Non
     farm.act()
     attempt = farm.start(key("lib"), ARCH, FOLLOWER)
     farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     farm.wait_with_follower(key("app"), "liblib >= 2")
     assert not farm.act()
     farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_conflict_of_a_follower_ends_when_its_package_is_published_for_that_arch() -> None:
@@ -470,7 +470,7 @@ def test_a_conflict_of_a_follower_ends_when_its_package_is_published_for_that_ar
     farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt)
     assert not farm.act()
     farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_follower_that_lacks_what_has_no_follower_does_not_hold_up_its_main_leg() -> None:
@@ -481,7 +481,7 @@ def test_a_follower_that_lacks_what_has_no_follower_does_not_hold_up_its_main_le
         job = farm.state.members[key("app")].job
         farm.tell(key("app"), Status.QUEUED, attempt=attempt, held=True, missing=("liblib",), job=job, arch=arch)
     farm.finish(key("lib"))
-    assert released(farm.act()) == [key("app")], "the main leg has all it lacks"
+    assert list_released(farm.act()) == [key("app")], "the main leg has all it lacks"
     farm.wait_with_follower(key("app"), "liblib")
     farm.unprovided = {key("app")}
     assert farm.act()[-1] == Finish()
@@ -509,7 +509,7 @@ def test_a_follower_that_waits_in_vain_too_often_fails_alone() -> None:
     farm.provided = {key("lib")}
     farm.wait_with_follower(key("lib"), "libother")
     for _ in range(MAX_VAIN_WAITS):
-        assert released(farm.act()) == [key("lib")]
+        assert list_released(farm.act()) == [key("lib")]
         farm.hold(key("lib"), farm.start(key("lib"), FOLLOWER), {FOLLOWER: ["libother"]})
     assert farm.act()[-1] == Finish()
     assert (farm.state_of("lib"), farm.state.members[key("lib")].followers) == (
@@ -581,7 +581,7 @@ def test_a_retry_of_a_follower_alone_leaves_its_member_published() -> None:
     farm.tell(key("lib"), Status.QUEUED, build_id="f" * 32, parent=old, job=99, arch=FOLLOWER)
     lib = farm.state.members[key("lib")]
     assert (lib.state, lib.is_published, lib.place) == (MemberState.RELEASED, True, PLACE)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     attempt = farm.start(key("lib"), FOLLOWER)
     farm.tell(key("lib"), Status.PUBLISHED, attempt=attempt, arch=FOLLOWER)
     assert (lib.state, lib.followers) == (MemberState.PUBLISHED, {FOLLOWER: MemberState.PUBLISHED})
@@ -595,21 +595,21 @@ def test_what_an_old_worker_failed_for_want_of_a_member_is_built_again_once_that
         farm.finish(key("lib"))
         farm.act()
     farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib, misspelt")
-    assert not released(farm.act()), "nobody provides the other"
+    assert not list_released(farm.act()), "nobody provides the other"
     farm.order(OrderKind.RETRY, key("app"))
     farm.act()
     farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib >= 1")
     if not is_first:
-        assert not released(farm.act())
+        assert not list_released(farm.act())
         farm.finish(key("lib"))
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     assert farm.state_of("app") == MemberState.RELEASED
     farm.finish(key("app"), Status.FAILED, "BuildRequires that nobody provides: liblib >= 1")
-    assert not released(farm.act()), "once for the same packages: its builder may have old metadata"
+    assert not list_released(farm.act()), "once for the same packages: its builder may have old metadata"
     farm.order(OrderKind.RETRY, key("lib"))
     farm.act()
     farm.finish(key("lib"))
-    assert released(farm.act()) == [key("app")], "the library has another build"
+    assert list_released(farm.act()) == [key("app")], "the library has another build"
 
 
 def test_a_retry_of_a_member_whose_follower_is_released_holds_up_who_needs_it() -> None:
@@ -660,7 +660,7 @@ def test_a_paused_batch_takes_back_what_is_not_reserved_and_releases_nothing() -
     farm.finish(key("a"))
     assert not farm.act()
     farm.order(OrderKind.RESUME)
-    assert sorted(released(farm.act())) == [key("b"), key("c")]
+    assert sorted(list_released(farm.act())) == [key("b"), key("c")]
 
 
 def test_an_order_that_comes_twice_is_obeyed_once() -> None:
@@ -671,7 +671,7 @@ def test_an_order_that_comes_twice_is_obeyed_once() -> None:
     farm.act()
     farm.finish(key("lib"), Status.FAILED)
     farm.order(OrderKind.RETRY, key("lib"), number=7)
-    assert not released(farm.act())
+    assert not list_released(farm.act())
 
 
 def test_a_skipped_member_is_as_if_it_were_not_in_the_plan() -> None:
@@ -690,7 +690,7 @@ def test_a_skipped_member_that_builds_is_cancelled_and_then_skipped() -> None:
     farm.order(OrderKind.SKIP, key("lib"))
     assert any(isinstance(each, CancelBuild) for each in farm.act())
     farm.tell(key("lib"), Status.CANCELLED, reason="cancelled by anna")
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_member_released_by_a_person_is_built_whatever_it_needs_even_in_a_paused_batch() -> None:
@@ -698,7 +698,7 @@ def test_a_member_released_by_a_person_is_built_whatever_it_needs_even_in_a_paus
     farm.order(OrderKind.PAUSE)
     farm.act()
     farm.order(OrderKind.RELEASE, key("top"))
-    assert released(farm.act()) == [key("top")]
+    assert list_released(farm.act()) == [key("top")]
 
 
 def test_a_cancelled_batch_ends_what_is_held_and_is_over_when_what_runs_has_ended() -> None:
@@ -729,15 +729,15 @@ def test_whoever_waits_for_a_failed_member_is_cancelled_with_the_root_cause() ->
 
 def test_settling_builds_with_a_disttag_of_its_own_in_the_order_of_needs() -> None:
     farm = chain()
-    while released(farm.act()):
+    while list_released(farm.act()):
         for each in farm.in_state(MemberState.RELEASED):
             farm.finish(each)
     assert farm.state.is_over
     farm.order(OrderKind.SETTLE, key("app"), key("top"), settle_pass=1)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     assert farm.state.members[key("app")].disttag == ".el9.1"
     farm.finish(key("app"))
-    assert released(farm.act()) == [key("top")]
+    assert list_released(farm.act()) == [key("top")]
 
 
 # --- builds of persons, and what comes late
@@ -751,7 +751,7 @@ def test_a_retry_by_a_person_is_the_members_newest_build() -> None:
     old = farm.state.members[key("lib")].build_id
     farm.tell(key("lib"), Status.QUEUED, build_id="f" * 32, parent=old, job=99)
     farm.tell(key("lib"), Status.PUBLISHED, build_id="f" * 32, parent=old)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_events_of_an_older_build_of_a_member_decide_nothing() -> None:
@@ -770,7 +770,7 @@ def test_a_published_member_that_is_to_be_built_again_holds_up_others() -> None:
     farm.act()
     farm.finish(key("lib"))
     farm.order(OrderKind.RETRY, key("lib"))
-    assert released(farm.act()) == [key("lib")]
+    assert list_released(farm.act()) == [key("lib")]
 
 
 def test_a_late_result_of_a_build_that_is_to_be_repeated_decides_nothing() -> None:
@@ -780,7 +780,7 @@ def test_a_late_result_of_a_build_that_is_to_be_repeated_decides_nothing() -> No
     farm.order(OrderKind.RETRY, key("lib"))
     farm.tell(key("lib"), Status.PUBLISHED)
     assert farm.state_of("lib") == MemberState.HELD
-    assert released(farm.act()) == [key("lib")]
+    assert list_released(farm.act()) == [key("lib")]
 
 
 def test_a_building_of_a_held_member_is_a_persons_release() -> None:
@@ -794,7 +794,7 @@ def test_a_claimed_result_decides_nothing() -> None:
     farm = chain()
     farm.act()
     farm.tell(key("lib"), Status.PUBLISHED, claimed=True)
-    assert not released(farm.act())
+    assert not list_released(farm.act())
 
 
 def test_a_scratch_batch_is_over_when_all_are_built() -> None:
@@ -815,7 +815,7 @@ def test_a_replaced_member_is_built_again_and_others_keep_their_progress() -> No
     farm.finish(key("lib"), Status.FAILED)
     farm.order(OrderKind.REPLACE, key("lib"))
     actions = farm.act()
-    assert released(actions) == [key("lib")]
+    assert list_released(actions) == [key("lib")]
     assert Put(key("app")) not in actions
 
 
@@ -827,9 +827,9 @@ def test_a_build_outside_the_batch_lets_those_go_on_that_need_its_source() -> No
     outside = {"build_id": "f" * 32, "batch": "", "pkgname": "lib"}
     for more in ({"target": "c9s.aarch64", "arch": "aarch64"}, {"claimed": True}, {"pkgname": "app"}, {"arch": ARCH}):
         farm.tell(key("lib"), Status.PUBLISHED, **{**outside, **more})
-        assert not released(farm.act())
+        assert not list_released(farm.act())
     farm.tell(key("lib"), Status.PUBLISHED, **outside, arch=NOARCH)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
     assert farm.state_of("lib") == MemberState.FAILED
     farm.tell(key("app"), Status.BUILDING, attempt="1-00000001")
     farm.order(OrderKind.RETRY, key("lib"))
@@ -842,7 +842,7 @@ def test_a_rejected_leg_that_another_attempt_published_is_published() -> None:
     farm.finish(key("lib"), Status.REJECTED, "a bad upload")
     assert farm.act() == [Rest()]
     farm.tell(key("lib"), Status.PUBLISHED)
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_replaced_member_still_releases_who_learned_to_need_it() -> None:
@@ -859,7 +859,7 @@ def test_a_replaced_member_still_releases_who_learned_to_need_it() -> None:
     farm.act()
     assert farm.state.unmet_needs(key("app")) == [key("lib")]
     farm.finish(key("lib"))
-    assert released(farm.act()) == [key("app")]
+    assert list_released(farm.act()) == [key("app")]
 
 
 def test_a_learned_need_is_dropped_if_the_replacement_needs_that_member() -> None:
