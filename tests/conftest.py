@@ -69,11 +69,18 @@ def own_network() -> Iterator[None]:
         yield
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A port of the loopback nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback nobody listens on now, and that this process was not given before."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 class Beanstalkd:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -341,8 +342,12 @@ def test_every_job_of_a_flood_is_announced_and_buried(
     log = tmp_path / "reimzul.log"
     until(lambda: log.exists() and len(log.read_text().splitlines()) >= 1200, 60, "each is announced")
     assert len(log.read_text().splitlines()) == 1200
-    report = json.loads(reimzul("buried", "--json").stdout)
-    assert len(report["jobs"]) == len(bodies)
+
+    def read_whole_report() -> Any:
+        report = json.loads(reimzul("buried", "--json").stdout)
+        return report if len(report["jobs"]) == len(bodies) else None
+
+    report = until(read_whole_report, 60, "the history has each")
     assert report["unrecorded"] == {}
     assert {row["tube"] for row in report["jobs"]} == {tube}
     assert [program.stop() for program in programs.values()] == [0, 0]
