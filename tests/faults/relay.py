@@ -30,7 +30,7 @@ class Relayed:
 
     def __enter__(self) -> Relayed:
         self._open.callback(self._relay.close)
-        self._open.enter_context(spawn([PYTHON, HOME / "tests" / "mongoeco_server.py", str(self._behind)]))
+        self._open.enter_context(spawn([PYTHON, HOME / "tests" / "mongoeco_server.py", "127.0.0.1", str(self._behind)]))
         until(lambda: _answers(self._behind), 30, "mongoeco answers")
         self.release()
         return self
