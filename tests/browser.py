@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import subprocess
 import tempfile
 import time
 import urllib.request
@@ -18,6 +17,7 @@ from typing import Any, Callable
 
 from websockets.sync.client import ClientConnection, connect
 
+from reimzul.core.process import spawn
 from tests.waiting import until
 
 _PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser")
@@ -124,12 +124,9 @@ def open_browser() -> Iterator[Callable[[], contextlib.AbstractContextManager[Ta
     assert program, f"none of {', '.join(_PROGRAMS)} is installed: tools/setup"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         argv = [program, *_FLAGS[:-1], f"--user-data-dir={folder}", _FLAGS[-1]]
-        with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                port = until(lambda: _read_port(Path(folder)), 60, "Chromium listens")
-                yield lambda: _open_tab(port)
-            finally:
-                process.terminate()
+        with spawn(argv):  # its processes write into the folder until all have ended
+            port = until(lambda: _read_port(Path(folder)), 60, "Chromium listens")
+            yield lambda: _open_tab(port)
 
 
 def _read_port(folder: Path) -> int:
