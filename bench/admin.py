@@ -148,6 +148,27 @@ def timed(ini: Path, words: list[str], more: Mapping[str, str] | None = None) ->
     return time.monotonic() - began
 
 
+def open_farm(stack: ExitStack, more: str = "") -> tuple[Path, Path, Broker, History]:
+    """A folder, settings with `more`, a running beanstalkd and an empty history, until the stack is left.
+
+    "FOLDER" in `more` is the folder.
+    """
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reimzul-bench-")))
+    server = Beanstalkd(folder)
+    server.start()
+    stack.callback(server.kill)
+    ini = folder / "reimzul.ini"
+    url = f"sqlite:///{folder}/h.sqlite"
+    ini.write_text(
+        f"[beanstalkd]\nhost = {server.host}\nport = {server.port}\n[history]\nurl = {url}\n"
+        "[bstore]\nbase_url = http://127.0.0.1:9/bstore/repo/\n"
+        f"[notifier]\npresence = {folder}/p.sqlite\n" + more.replace("FOLDER", str(folder))
+    )
+    broker, history = stack.enter_context(server.connect()), open_history(url)
+    stack.callback(history.close)
+    return folder, ini, broker, history
+
+
 @click.command()
 @click.option("--waiting", default=5_000, show_default=True, help="Builds that wait.")
 @click.option("--running", default=50, show_default=True, help="Builds under way, each on a builder of its own.")
@@ -156,18 +177,8 @@ def timed(ini: Path, words: list[str], more: Mapping[str, str] | None = None) ->
 def command(waiting: int, running: int, past: int, count: int) -> None:
     """Fill a farm, and ask it."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reimzul-bench-")))
-        server = Beanstalkd(folder)
-        server.start()
-        stack.callback(server.kill)
-        ini = folder / "reimzul.ini"
-        ini.write_text(
-            f"[beanstalkd]\nhost = {server.host}\nport = {server.port}\n[history]\nurl = sqlite:///{folder}/h.sqlite\n"
-            f"[notifier]\npresence = {folder}/p.sqlite\n[bstore]\nbase_url = http://127.0.0.1:9/bstore/repo/\n"
-        )
-        broker = stack.enter_context(server.connect())
-        history, presences = open_history(f"sqlite:///{folder}/h.sqlite"), WorkerStore(folder / "p.sqlite")
-        stack.callback(history.close)
+        folder, ini, broker, history = open_farm(stack)
+        presences = WorkerStore(folder / "p.sqlite")
         stack.callback(presences.close)
         progress(f"{past} builds that are over, {running} that run, {waiting} that wait")
         fill_past(history, past)

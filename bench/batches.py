@@ -11,7 +11,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,18 +20,17 @@ from typing import Any
 import attr
 import click
 
-from bench.admin import fill_past, timed
+from bench.admin import fill_past, open_farm, timed
 from bench.batch import ARCH, MEDIAN_SECONDS, invent_needs, make_plan, topological
 from bench.report import Figure, progress, resident, tell
 from reimzul.core.batch_message import BatchOrder, OrderKind
 from reimzul.core.beanstalk import BATCH, BATCH_ORDER, HELD_SECONDS, Broker, arch_tube
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_attempt
-from reimzul.history import History, open_history
+from reimzul.history import History
 from reimzul.plan.announcements import announced_entry, find_announcements
 from reimzul.plan.document import Member, Plan, journal_path, plan_path, write_plan
 from reimzul.plan.journal import Entry, EntryKind, Journal, event_entry
 from reimzul.plan.state import BatchState
-from tests.conftest import Beanstalkd
 from tests.waiting import until
 
 PROGRAM = Path(sys.executable).parent / "reimzul-batch"
@@ -199,20 +197,9 @@ def measure_daemon(folder: Path, ini: Path, broker: Broker, batch: str) -> tuple
 def command(past: int, batches: int, unfinished: int, members: int, count: int) -> None:
     """Fill a farm with batches, and ask it."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reimzul-bench-")))
+        more = "ledger = FOLDER/l.sqlite\n[batch]\nenabled = true\n[incoming]\nfolder = FOLDER/incoming\n"
+        folder, ini, broker, history = open_farm(stack, more)
         (folder / "incoming").mkdir()
-        server = Beanstalkd(folder)
-        server.start()
-        stack.callback(server.kill)
-        ini = folder / "reimzul.ini"
-        ini.write_text(
-            f"[beanstalkd]\nhost = {server.host}\nport = {server.port}\n[history]\nurl = sqlite:///{folder}/h.sqlite\n"
-            f"[notifier]\npresence = {folder}/p.sqlite\nledger = {folder}/l.sqlite\n[batch]\nenabled = true\n"
-            f"[bstore]\nbase_url = http://127.0.0.1:9/bstore/repo/\n[incoming]\nfolder = {folder}/incoming\n"
-        )
-        broker = stack.enter_context(server.connect())
-        history = open_history(f"sqlite:///{folder}/h.sqlite")
-        stack.callback(history.close)
         progress(f"{past} builds, {batches} batches of {members} members, {unfinished} of them unfinished")
         fill_past(history, past)
         states = fill_batches(folder, history, broker, (batches, unfinished, members))
